@@ -1,0 +1,216 @@
+"""Layer: one sparsifiable weight, its two declarations, and how methods read and change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from suite import kernels
+
+if TYPE_CHECKING:
+    from suite.kernels import Kernel
+
+Mask = Tensor | None
+
+
+class Layer:
+    """One sparsifiable weight; a pass reads `forward_mask` of it and computes `grad_mask` of its gradient.
+
+    What is stored is the union of both masks (`None`: all). Stored entries keep value and optimiser state when the
+    union changes, new ones start at zero, dropped ones are lost, except the tensors that `keeps` names: those are held
+    in `reserve`, bit for bit, while they are not stored.
+    """
+
+    def __init__(self, name: str, parameter: nn.Parameter, positions: float, kernel: Kernel, key: str = "") -> None:
+        self.name = name
+        self.key = key or f"{name}.weight"
+        self.parameter = parameter
+        self.shape = parameter.shape
+        self.positions = positions
+        self.kernel = kernel
+        self.fallback: str | None = None
+        self.keeps: Mapping[str, str] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.reserve: dict[str, Tensor] = {}
+        self.revision = 0
+        self._forward: Mask = None
+        self._grad: Mask = None
+        self._dense_grad: Tensor | None = None
+        self._stale = False
+        self._nnz: dict[str, int] = {}
+        if reason := kernel.unsupported(self):
+            self.kernel, self.fallback = kernels.get("masked"), reason
+        self.kernel.adopt(self, {"weight": parameter.detach()})
+
+    def __repr__(self) -> str:
+        return f"Layer({self.name!r}, {tuple(self.shape)}, density={self.density:.4g}, kernel={self.kernel.name!r})"
+
+    @property
+    def numel(self) -> int:
+        """The number of weights, read or not."""
+        return self.shape.numel()
+
+    # ---- the two declarations ------------------------------------------------------------------------------------
+
+    @property
+    def forward_mask(self) -> Mask:
+        """Bool, shape of the weight: the weights a pass reads (`None`: all); assign a new mask, do not edit it."""
+        return self._forward
+
+    @forward_mask.setter
+    def forward_mask(self, mask: Mask) -> None:
+        self._forward = self._declare("forward", mask)
+
+    @property
+    def grad_mask(self) -> Mask:
+        """Bool, shape of the weight: the entries of its gradient a pass computes (`None`: all)."""
+        return self._grad
+
+    @grad_mask.setter
+    def grad_mask(self, mask: Mask) -> None:
+        self._grad = self._declare("grad", mask)
+
+    def _declare(self, which: str, mask: Mask) -> Mask:
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.shape != self.shape:
+                raise ValueError(
+                    f"layer {self.name!r}: {which}_mask is {mask.dtype} of shape {tuple(mask.shape)}; "
+                    f"give a torch.bool tensor of shape {tuple(self.shape)}, or None for all entries"
+                )
+            mask = mask.to(self.parameter.device)
+        self._nnz.pop(which, None)
+        self._stale = True
+        self.revision += 1
+        return mask
+
+    def nnz(self, which: str = "forward") -> int:
+        """How many weights `forward_mask` ("forward") or gradient entries `grad_mask` ("grad") declares."""
+        if which not in self._nnz:
+            mask = self._forward if which == "forward" else self._grad
+            self._nnz[which] = self.numel if mask is None else int(mask.count_nonzero())
+        return self._nnz[which]
+
+    @property
+    def density(self) -> float:
+        """The share of the weights that a pass reads."""
+        return self.nnz("forward") / self.numel
+
+    @property
+    def stored(self) -> Mask:
+        """The union of both masks: where a weight has a value and optimiser state (`None`: everywhere)."""
+        if self._forward is None or self._grad is None:
+            return None
+        return self._forward if self._forward is self._grad else self._forward | self._grad
+
+    # ---- values --------------------------------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense, detached, read-only values; zero where nothing is stored."""
+        self.pack()
+        return self.kernel.dense(self, self.parameter.detach(), self.reserve.get("weight"))
+
+    @property
+    def grad(self) -> Tensor:
+        """The weight gradient of the last pass, dense; exactly zero outside the `grad_mask` of that pass."""
+        if self._dense_grad is not None:
+            return self._dense_grad
+        if self.parameter.grad is None:
+            raise RuntimeError(f"layer {self.name!r} has no gradient: read it in step(t), after a pass that reached it")
+        return self.kernel.dense(self, self.parameter.grad)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's tensors for this weight, name -> dense; zero where nothing is stored or kept."""
+        self.pack()
+        return {k: self.kernel.dense(self, v, self.reserve.get(k)) for k, v in self._slots().items()}
+
+    @torch.no_grad()
+    def assign(self, weight: Tensor) -> None:
+        """Set the values; entries that are not stored are ignored, unless the method keeps `weight`."""
+        self.pack()
+        if "weight" in self.reserve and self.stored is not None:
+            self.reserve["weight"] = weight.masked_fill(self.stored, 0)
+        self.parameter.copy_(self.kernel.store(self, weight))
+        self.kernel.project(self)
+
+    @torch.no_grad()
+    def activate(self, mask: Tensor, grown: float | Tensor = 0.0) -> None:
+        """Make `mask` the support of both passes: kept entries keep value and state, grown ones start at `grown`."""
+        new = None if self._forward is None else mask & ~self._forward
+        if new is not None:
+            self.forget(new)
+        self.forward_mask = self.grad_mask = mask
+        self.pack()
+        if new is not None and (isinstance(grown, Tensor) or grown != 0):
+            self.assign(torch.where(new, grown, self.weight))
+
+    @torch.no_grad()
+    def forget(self, where: Tensor) -> None:
+        """Zero the values and all optimiser state, kept state included, at the entries of the bool mask `where`."""
+        self.pack()
+        for held in self.reserve.values():
+            held.masked_fill_(where, 0)
+        at = self.kernel.store(self, where)
+        for tensor in (self.parameter, *self._slots().values()):
+            tensor.masked_fill_(at, 0)
+
+    # ---- the suite's side ----------------------------------------------------------------------------------------
+
+    def _slots(self) -> dict[str, Tensor]:
+        """The optimiser's tensors as stored."""
+        state = self.optimizer.state.get(self.parameter, {}) if self.optimizer else {}
+        return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == self.parameter.shape and v.dim()}
+
+    def pack(self) -> None:
+        """Make the storage follow the masks: outside their union values and state vanish, except what `keeps` names."""
+        if self._stale:
+            self._stale = False
+            if self.parameter.grad is not None and self._dense_grad is None:
+                self._dense_grad = self.kernel.dense(self, self.parameter.grad)
+            self.kernel.pack(self)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Value and optimiser state, dense, with what is kept off the support; "weight" is the value."""
+        return {"weight": self.weight, **self.state}
+
+    @torch.no_grad()
+    def shrink(self, dim: int, keep: Tensor) -> None:
+        """Keep the slices `keep` of dimension `dim`: values, state and masks; `SparseModel.shrink` is the way in."""
+        tensors = {k: v.index_select(dim, keep) for k, v in self.tensors().items()}
+        masks = [m if m is None else m.index_select(dim, keep) for m in (self._forward, self._grad)]
+        self.shape = tensors["weight"].shape
+        self.parameter.grad = self._dense_grad = None
+        self.forward_mask, self.grad_mask = masks
+        self._stale = False
+        self.kernel.adopt(self, tensors)
+
+    def project(self) -> None:
+        """Restore the invariant after an optimiser step: values and state are zero where nothing is stored."""
+        self.pack()
+        self.kernel.project(self)
+
+    def zero_grad(self) -> None:
+        """Drop the gradient of the last pass."""
+        self._dense_grad = self.parameter.grad = None
+
+    def snapshot(self) -> dict[str, object]:
+        """What a checkpoint holds: values as stored, masks, kept tensors."""
+        self.pack()
+        return {
+            "values": self.parameter.detach().clone(),
+            "forward": self._forward,
+            "grad": self._grad,
+            "reserve": {k: v.clone() for k, v in self.reserve.items()},
+        }
+
+    def restore(self, saved: Mapping[str, object]) -> None:
+        """Take back a `snapshot`, before the optimiser's state is loaded."""
+        self.forward_mask, self.grad_mask = saved["forward"], saved["grad"]  # type: ignore[assignment]
+        self.pack()
+        self.reserve = {k: v.to(self.parameter.device) for k, v in saved["reserve"].items()}  # type: ignore[attr-defined]
+        with torch.no_grad():
+            self.parameter.copy_(saved["values"])  # type: ignore[arg-type]

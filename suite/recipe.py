@@ -1,0 +1,91 @@
+"""Recipe: the rules under which a task trains, the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+KINDS = ("sgd", "adam")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, batch, optimiser and schedule of a task at full budget.
+
+    `lr` and `weight_decay` have an entry for each kind of optimiser, `sgd` and `adam`, tuned on dense training alone;
+    `optimizer` is the kind that methods without a kind of their own use. `warmup` is a share of the steps, `clip` a
+    bound on the gradient's norm (0: none), `accumulate` the number of micro-batches a step, `precision` fp32, bf16 or
+    fp16. ValueError for an unknown name and for sizes that do not fit.
+    """
+
+    steps: int
+    batch: int
+    lr: Mapping[str, float]
+    weight_decay: Mapping[str, float] = field(default_factory=lambda: {"sgd": 5e-4, "adam": 0.05})
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", KINDS), ("precision", ("fp32", "bf16", "fp16"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"recipe.batch {self.batch} does not split into {self.accumulate} equal micro-batches")
+        for name in ("steps", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe.{name} is {getattr(self, name)}; at least 1 is needed")
+
+    def scaled(self, budget: float) -> Recipe:
+        """The same recipe with `budget` times the steps, at least one."""
+        return replace(self, steps=max(1, round(self.steps * budget)))
+
+    @property
+    def period(self) -> int:
+        """Steps from one update of the topology to the next: 100, or fewer so that 30 updates fit (fairness rule)."""
+        return max(1, min(100, self.steps // 30))
+
+    @cached_property
+    def _probe(self) -> tuple[torch.optim.Optimizer, Any]:
+        from timm.scheduler import create_scheduler_v2
+
+        probe = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        warmup = round(self.warmup * self.steps)
+        scheduler, _ = create_scheduler_v2(
+            probe,
+            sched=self.schedule,
+            num_epochs=max(1, self.steps - warmup),
+            warmup_epochs=warmup,
+            warmup_prefix=True,
+            warmup_lr=1.0 / max(1, warmup),
+            cooldown_epochs=0,
+            min_lr=0.0,
+            updates_per_epoch=1,
+            step_on_epochs=False,
+        )
+        return probe, scheduler
+
+    def factor(self, t: int) -> float:
+        """The schedule's factor on the learning rate at step t, a pure function of t."""
+        probe, scheduler = self._probe
+        scheduler.step_update(t)
+        return probe.param_groups[0]["lr"]
+
+    def make_optimizer(self, groups: list[dict[str, Any]], kind: str) -> torch.optim.Optimizer:
+        """SGD with momentum or AdamW through timm's factory, on parameter groups of ours."""
+        from timm.optim import create_optimizer_v2
+
+        name = "adamw" if kind == "adam" else "sgd" if self.nesterov else "momentum"
+        decay = self.weight_decay[kind]
+        return create_optimizer_v2(groups, opt=name, lr=self.lr[kind], weight_decay=decay, momentum=self.momentum)

@@ -1,0 +1,82 @@
+"""Task: what is trained, on what data, and under which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from suite.recipe import Recipe
+
+if TYPE_CHECKING:
+    from suite.model import SparseModel
+
+Batch = tuple[Tensor, Tensor]
+SPLITS = ("train", "calibration", "valid", "test")
+
+
+class DataError(Exception):
+    """A data set is missing or corrupt; the text names folder, file and the command that gets it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and how it is judged; a subclass says where batches come from.
+
+    `dense` are patterns of layers that no method may sparsify. `chance` is the metric of guessing, `target` the value
+    that cost-to-target boards aim at. `root` and `download` say where data lies and whether the network may be asked;
+    they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
+    """
+
+    name: str
+    recipe: Recipe
+    version: int = 1
+    dense: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    chance: float = 0.0
+    target: float | None = None
+    root: Path | None = field(default=None, compare=False)
+    download: bool = field(default=False, compare=False)
+
+    def prepare(self) -> None:
+        """Make sure that the data is there and whole; DataError if not. Called before any run starts."""
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change whenever the data does."""
+        raise NotImplementedError
+
+    def build(self, seed: int) -> nn.Module:
+        """A new network, initialised from `seed` alone."""
+        raise NotImplementedError
+
+    def example(self) -> Tensor:
+        """One batch of inputs (any size), for measuring."""
+        raise NotImplementedError
+
+    def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of `split` from step `start` on; `train` and `calibration` never end and depend on (seed, step) alone."""
+        raise NotImplementedError
+
+    def loss(self, model: SparseModel, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        inputs, targets = batch
+        return nn.functional.cross_entropy(model(inputs), targets, label_smoothing=self.recipe.label_smoothing)
+
+    @torch.no_grad()
+    def evaluate(self, model: SparseModel, split: str, device: torch.device) -> float:
+        """The metric on a whole split (accuracy: share of right answers); the caller sets evaluation mode."""
+        right = total = 0
+        for inputs, targets in self.batches(split, seed=0):
+            right += int((model(inputs.to(device)).argmax(-1) == targets.to(device)).sum())
+            total += len(targets)
+        return right / total
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the recipe, for the record."""
+        keys = ("name", "version", "dense", "metric", "higher_is_better", "chance", "target")
+        return {key: getattr(self, key) for key in keys}

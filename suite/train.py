@@ -1,0 +1,218 @@
+"""The training loop: it declares, passes, counts and steps, and has no branch on the method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from suite.meters.clock import Clock
+from suite.meters.flops import FlopBook, FlopMeter
+from suite.meters.memory import MemoryMeter
+from suite.method import Method
+from suite.model import SparseModel
+from suite.task import Batch, Task
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+class Training:
+    """One run: builds network, Layers and optimiser from (task, method, seed), trains, and can be saved at any step."""
+
+    def __init__(
+        self,
+        task: Task,
+        method: Method,
+        seed: int = 0,
+        *,
+        budget: float = 1.0,
+        device: str = "cpu",
+        kernel: str = "masked",
+    ) -> None:
+        self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
+        self.recipe = task.recipe.scaled(budget * method.budget)
+        self.model = SparseModel(task.build(seed).to(self.device), task.example(), task.dense, kernel)
+        if self.recipe.compile:
+            self.model.compile()
+        method.attach(self.model, self.recipe, seed)
+        method.backward = self.backward  # type: ignore[method-assign]
+        self.t = 0
+        self.clock = Clock(self.device)
+        self.memory = MemoryMeter(self.device)
+        self.book = FlopBook(source="masks" if type(method).descend is Method.descend else "self-reported")
+        self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
+        self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
+        self._observed: set[tuple[bool, float]] = set()
+        torch.manual_seed(seed)
+        self.memory.start()
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """The method's first masks; whatever it computes for them is counted by the operation."""
+        self.model.net.train()
+        with FlopMeter() as meter, sdpa_kernel(SDPBackend.MATH):
+            self.method.setup(self.gradients)
+        self.book.setup += meter.total
+        self.model.zero_grad()
+
+    def run(self, until: int | None = None, after: Callable[[], None] = lambda: None) -> None:
+        """Train up to step `until` (default: all); `after` is called between steps. Raises Diverged."""
+        method, clock, steps = self.method, self.clock, self.recipe.steps
+        batches: Iterator[Batch] = self.task.batches("train", self.seed, start=self.t)
+        self.model.net.train()
+        while self.t < (steps if until is None else until):
+            t = self.t
+            with clock("train"):
+                for group in method.optimizer.param_groups:
+                    group["lr"] = method.lr(t)
+                with clock("overhead"):
+                    method.begin(t)
+                with clock("data"):
+                    batch = self._move(next(batches))
+                loss = float(method.descend(batch))
+                if not math.isfinite(loss):
+                    raise Diverged(f"the loss is {loss} at step {t} of {steps}")
+                self._observe()
+                if self.recipe.clip:
+                    self.clip(self.recipe.clip)
+                with clock("overhead"):
+                    method.step(t)
+            clock.step_done()
+            self.t += 1
+            self._trace(t, loss)
+            after()
+        self.book.charged = method.charged
+
+    def backward(self, batch: Batch) -> Tensor:
+        """One forward and backward pass, in equal micro-batches; gradients are unscaled, every pass is charged."""
+        parts = self.recipe.accumulate
+        while True:
+            self.model.zero_grad()
+            cost, total = self.model.cost(), torch.zeros((), device=self.device)
+            for inputs, targets in zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
+                with self.autocast():
+                    loss = self.task.loss(self.model, (inputs, targets)) / parts
+                (loss * self.scale if self.scale != 1 else loss).backward()
+                total += loss.detach()
+            self.book.add(cost, len(batch[1]))
+            if self.recipe.precision != "fp16" or self._unscale():
+                return total
+
+    def _unscale(self) -> bool:
+        """Divide the gradients by the loss scale; False, with half the scale, where one overflowed."""
+        grads = [p.grad for p in self.model.net.parameters() if p.grad is not None]
+        finite = all(bool(g.isfinite().all()) for g in grads)
+        if finite or self.scale <= 1:
+            torch._foreach_div_(grads, self.scale)
+            return True
+        self.scale /= 2
+        return False
+
+    def clip(self, bound: float) -> None:
+        """Scale all gradients to the norm `bound`, counting what the pass reads alone, whatever the method computes."""
+        layers = {layer.parameter: layer for layer in self.model.layers}
+        grads, counted = [], []
+        for parameter in self.model.net.parameters():
+            if (grad := parameter.grad) is None:
+                continue
+            layer = layers.get(parameter)
+            grads.append(grad)
+            read = (
+                None if layer is None or layer.forward_mask is None else layer.kernel.store(layer, layer.forward_mask)
+            )
+            counted.append(grad if read is None else grad * read)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted)))
+        torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp(max=1.0))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The recipe's precision."""
+        dtype = DTYPES.get(self.recipe.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def gradients(self, batches: int = 1, create_graph: bool = False) -> list[Tensor]:
+        """Gradients of the loss to all Layers, summed over calibration batches; see `suite.method.Gradients`."""
+        stream = self.task.batches("calibration", self.seed)
+        parameters = [layer.parameter for layer in self.model.layers]
+        total: list[Tensor] | None = None
+        for _ in range(batches):
+            loss = self.task.loss(self.model, self._move(next(stream)))
+            found = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+            found = tuple(y.kernel.dense(y, g) for y, g in zip(self.model.layers, found, strict=True))
+            total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        if total is None:
+            raise ValueError(f"gradients over {batches} batches: at least 1 is needed")
+        return total
+
+    def evaluate(self, split: str) -> float:
+        """The task's metric on a whole split, with the masks as the last step left them."""
+        self.model.net.eval()
+        with self.clock("evaluation"), torch.no_grad(), self.autocast():
+            score = self.task.evaluate(self.model, split, self.device)
+        self.model.net.train()
+        return score
+
+    # ---- what is kept --------------------------------------------------------------------------------------------
+
+    def _move(self, batch: Batch) -> Batch:
+        return batch[0].to(self.device), batch[1].to(self.device)
+
+    def _observe(self) -> None:
+        """Look at the memory alive after a pass, once for each kind of pass and hundredth of density."""
+        kind = self.model.cost().dense_gradient, round(self.model.density, 2)
+        if kind not in self._observed:
+            self._observed.add(kind)
+            self.memory.observe(self.model, self.method.optimizer)
+
+    def _trace(self, t: int, loss: float) -> None:
+        steps = self.recipe.steps
+        last = t + 1 == steps
+        # The last step is judged after `finish`, by the run.
+        evaluate = not last and (t + 1) % math.ceil(steps / max(1, min(10, steps // 100))) == 0
+        if evaluate or last or (t + 1) % max(1, steps // 100) == 0:
+            valid = self.evaluate("valid") if evaluate else None
+            row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
+            for name, value in row.items():
+                self.curve[name].append(value)
+
+    def state(self) -> dict[str, Any]:
+        """All of the run, in tensors and plain values."""
+        method = self.method
+        devices = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return {
+            "t": self.t,
+            "model": self.model.state(),
+            "optimizer": method.optimizer.state_dict(),
+            "method": {"rng": method.rng.get_state(), "memory": method.memory, "charged": method.charged},
+            "torch_rng": [torch.get_rng_state(), *devices],
+            "book": self.book.state(),
+            "clock": self.clock.state(),
+            "memory": self.memory.state(),
+            "curve": self.curve,
+            "scale": self.scale,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state`, instead of `setup`, on a Training built the same way."""
+        method = self.method
+        self.t, self.curve, self.scale = saved["t"], saved["curve"], saved["scale"]
+        self.model.load(saved["model"])
+        method.optimizer.load_state_dict(saved["optimizer"])
+        method.rng.set_state(saved["method"]["rng"])
+        method.memory.update(saved["method"]["memory"])
+        method.charged = saved["method"]["charged"]
+        torch.set_rng_state(saved["torch_rng"][0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["torch_rng"][1], self.device)
+        self.book = FlopBook(**saved["book"])
+        self.clock.load(saved["clock"])
+        self.memory.load(saved["memory"])

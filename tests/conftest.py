@@ -1,0 +1,93 @@
+"""Shared fixtures: small networks and a task on random data that trains in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from suite.recipe import Recipe
+from suite.task import Batch, Task
+
+
+class ConvNet(nn.Module):
+    """A plain, a grouped and a dilated convolution, batch norm, a reused and a tied linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2)
+        self.dilated = nn.Conv2d(8, 12, 3, padding=2, dilation=2)
+        self.twice = nn.Linear(12, 12)
+        self.tied = nn.Linear(12, 12, bias=False)
+        self.tied.weight = self.twice.weight
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = self.dilated(self.grouped(x).relu()).relu().mean((2, 3))
+        return self.head(self.tied(self.twice(self.twice(x).relu()).relu()).relu())
+
+
+class Perceptron(nn.Module):
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, width)
+        self.second = nn.Linear(width, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+@dataclass(frozen=True)
+class Blobs(Task):
+    """Four noisy Gaussian classes; `image` makes them 3x8x8 for ConvNet."""
+
+    name: str = "test/blobs"
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=60, batch=16, lr={"sgd": 0.05, "adam": 3e-3}))
+    chance: float = 0.25
+    image: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, 8, 8) if self.image else (12,)
+
+    def fingerprint(self) -> str:
+        return "0" * 12
+
+    def build(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ConvNet() if self.image else Perceptron()
+
+    def example(self) -> Tensor:
+        return torch.zeros(2, *self.shape)
+
+    def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
+        centres = torch.randn(4, *self.shape, generator=torch.Generator().manual_seed(7))
+        t = start
+        while split in ("train", "calibration") or t < 4:
+            rng = torch.Generator().manual_seed(hash((split, seed if split == "train" else 0, t)) % 2**31)
+            labels = torch.randint(4, (self.recipe.batch,), generator=rng)
+            yield centres[labels] + torch.randn(len(labels), *self.shape, generator=rng), labels
+            t += 1
+
+
+@pytest.fixture
+def blobs() -> Blobs:
+    return Blobs()
+
+
+@pytest.fixture
+def images() -> Blobs:
+    return Blobs(name="test/images", image=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
