@@ -40,10 +40,12 @@ class Layer:
         self._grad: Mask = None
         self._dense_grad: Tensor | None = None
         self._stale = False
+        self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
         self._nnz: dict[str, int] = {}
         if reason := kernel.unsupported(self):
             self.kernel, self.fallback = kernels.get("masked"), reason
         self.kernel.adopt(self, {"weight": parameter.detach()})
+        self._settled()
 
     def __repr__(self) -> str:
         return f"Layer({self.name!r}, {tuple(self.shape)}, density={self.density:.4g}, kernel={self.kernel.name!r})"
@@ -82,7 +84,7 @@ class Layer:
                 )
             mask = mask.to(self.parameter.device)
         self._nnz.pop(which, None)
-        self._stale = True
+        self._stale, self.plain = True, False
         self.revision += 1
         return mask
 
@@ -140,6 +142,7 @@ class Layer:
     @torch.no_grad()
     def activate(self, mask: Tensor, grown: float | Tensor = 0.0) -> None:
         """Make `mask` the support of both passes: kept entries keep value and state, grown ones start at `grown`."""
+        mask = mask.to(self.parameter.device)
         new = None if self._forward is None else mask & ~self._forward
         if new is not None:
             self.forget(new)
@@ -172,6 +175,10 @@ class Layer:
             if self.parameter.grad is not None and self._dense_grad is None:
                 self._dense_grad = self.kernel.dense(self, self.parameter.grad)
             self.kernel.pack(self)
+            self._settled()
+
+    def _settled(self) -> None:
+        self.plain = self._forward is None and self._grad is None and self.parameter.shape == self.shape
 
     def tensors(self) -> dict[str, Tensor]:
         """Value and optimiser state, dense, with what is kept off the support; "weight" is the value."""
@@ -187,11 +194,13 @@ class Layer:
         self.forward_mask, self.grad_mask = masks
         self._stale = False
         self.kernel.adopt(self, tensors)
+        self._settled()
 
     def project(self) -> None:
         """Restore the invariant after an optimiser step: values and state are zero where nothing is stored."""
         self.pack()
-        self.kernel.project(self)
+        if not self.plain:
+            self.kernel.project(self)
 
     def zero_grad(self) -> None:
         """Drop the gradient of the last pass."""

@@ -45,6 +45,7 @@ class SparseModel:
         self.dense_passes = measure(net, example)
         self.passes: PassCost | None = self.dense_passes
         self.layers: list[Layer] = self._find(dense)
+        self._parameters = list(net.parameters())
         self.maskable = sum(layer.numel for layer in self.layers)
         _block_fast_path(self)
 
@@ -152,9 +153,10 @@ class SparseModel:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self.net.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         for layer in self.layers:
-            layer.zero_grad()
+            layer._dense_grad = None
 
     def shrink(self, name: str, dim: int, keep: Tensor) -> None:
         """Remove slices of the parameter or buffer `name`: keep the indices `keep` of `dim`; optimiser state follows.
@@ -234,7 +236,9 @@ def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
     def read(self: nn.Module) -> Tensor:
         parameter, layer = self._parameters[attribute], self.__dict__["sparse_layers"][attribute]
         # Any other tensor was put there by torch.func.functional_call and is read as it is.
-        return layer.kernel.weight(layer) if parameter is layer.parameter else parameter  # type: ignore[return-value]
+        if layer.plain or parameter is not layer.parameter:
+            return parameter  # type: ignore[return-value]
+        return layer.kernel.weight(layer)
 
     def write(self: nn.Module, value: Tensor) -> None:
         raise AttributeError(f"{attribute} of a Layer is set through Layer.assign")

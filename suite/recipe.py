@@ -53,8 +53,8 @@ class Recipe:
 
     @property
     def period(self) -> int:
-        """Steps from one update of the topology to the next: 100, or fewer so that 30 updates fit (fairness rule)."""
-        return max(1, min(100, self.steps // 30))
+        """Steps from one update of the topology to the next: 100, or fewer so that 30 updates fit, but at least 4."""
+        return max(4, min(100, self.steps // 30))
 
     @cached_property
     def _probe(self) -> tuple[torch.optim.Optimizer, Any]:

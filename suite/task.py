@@ -59,7 +59,7 @@ class Task:
         raise NotImplementedError
 
     def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of `split` from step `start` on; `train` and `calibration` never end and depend on (seed, step) alone."""
+        """Batches of `split` from step `start` on; `train` and `calibration` have no end; of (seed, step) alone."""
         raise NotImplementedError
 
     def loss(self, model: SparseModel, batch: Batch) -> Tensor:

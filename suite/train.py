@@ -51,7 +51,7 @@ class Training:
         self.book = FlopBook(source="masks" if type(method).descend is Method.descend else "self-reported")
         self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
-        self._observed: set[tuple[bool, float]] = set()
+        self._observed: set[tuple[bool, bool, float]] = set()
         torch.manual_seed(seed)
         self.memory.start()
 
@@ -168,7 +168,8 @@ class Training:
 
     def _observe(self) -> None:
         """Look at the memory alive after a pass, once for each kind of pass and hundredth of density."""
-        kind = self.model.cost().dense_gradient, round(self.model.density, 2)
+        ready = bool(self.method.optimizer.state)
+        kind = self.model.cost().dense_gradient, ready, round(self.model.density, 2)
         if kind not in self._observed:
             self._observed.add(kind)
             self.memory.observe(self.model, self.method.optimizer)

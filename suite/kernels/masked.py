@@ -51,8 +51,6 @@ class Masked(Kernel):
                 tensor.masked_fill_(outside, 0)
 
     def weight(self, layer: Layer) -> Tensor:
-        if layer.forward_mask is None and layer.grad_mask is None:
-            return layer.parameter
         return MaskedRead.apply(layer.parameter, layer.forward_mask, layer.grad_mask)
 
     def dense(self, layer: Layer, stored: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -1,0 +1,287 @@
+"""dstbench: train dynamic sparse training methods head to head and compare them. The command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from suite.plan import Run
+
+EXAMPLES = """Examples:
+
+python run_all.py
+
+python run_all.py my_plan.yaml --jobs 4 --report site
+
+python run_all.py --methods dense,rigl --tasks digits/mlp --sparsity 0.9 --seeds 0,1,2
+
+python run_all.py run quick --plugin mine.py --methods dense,mine --set mine.alpha=0.1
+
+python run_all.py --retry error,stale
+
+Without a command: `run`, then `report`. The options are those of `run`: python run_all.py run --help
+"""
+
+
+class Commands(TyperGroup):
+    """Commands, of which the hidden `all` is the default; wrong input ends in a message and exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            names = [n for n, command in self.commands.items() if not command.hidden]
+            near = difflib.get_close_matches(args[0], names, 1) if args else []
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"no command and no plan is named {args[0]!r}; did you mean {near[0]}?")
+            args = ["all", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if not isinstance(error, _expected()):
+                raise
+            typer.echo("\n".join(f"error: {text}" for text in str(error).splitlines()), err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=Commands, epilog=EXAMPLES, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", exists=True, dir_okay=False, help="File with methods.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of records.")]
+Report = Annotated[Path, typer.Option("--report", help="Folder of the report.")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", metavar="DIR", help="Folder of data sets.")]
+
+
+def _option(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar)
+
+
+@app.command("run")
+@app.command("all", hidden=True)
+def run(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="[PLAN]", help="Plan file, or an embedded plan.")] = "quick",
+    methods: Annotated[str | None, _option("--methods", metavar="A,B", help="Methods, instead of the plan's.")] = None,
+    tasks: Annotated[str | None, _option("--tasks", metavar="X,Y", help="Tasks.")] = None,
+    sparsity: Annotated[str | None, _option("--sparsity", metavar="0.9,0.95", help="Shares of zero weights.")] = None,
+    seeds: Annotated[str | None, _option("--seeds", metavar="0,1,2", help="Seeds.")] = None,
+    kernel: Annotated[str | None, _option("--kernel", help="Kernel: masked, compact.")] = None,
+    device: Annotated[str | None, _option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, _option("--precision", help="fp32, bf16 or fp16, not the recipe's.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at a time; default cores / threads.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of a run; default 1.")] = None,
+    budget: Annotated[float | None, typer.Option("--budget", help="Factor on the steps of every task.")] = None,
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option("--download", help="Get missing data from the network.")] = False,
+    results: Results = Path("results"),
+    report: Report = Path("report"),
+    plugin: Plugins = None,
+    set_: Annotated[
+        list[str] | None, _option("--set", metavar="METHOD_OR_TASK.FIELD=VALUE", help="Set a field; repeatable.")
+    ] = None,
+    timeout: Annotated[str | None, _option("--timeout", metavar="2h", help="Limit on each run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their cost; run nothing.")] = False,
+    retry: Annotated[
+        str | None, _option("--retry", metavar="STATUS,…", help="Repeat runs of these statuses; also: stale.")
+    ] = None,
+    save_models: Annotated[bool, typer.Option("--save-models", help="Keep weights and masks of each run.")] = False,
+) -> None:
+    """Train what the plan says; what has a record already is not repeated."""
+    from suite import doctor, estimate, planfile, record, sources
+    from suite import plan as plans
+
+    options: dict[str, Any] = {"kernel": kernel, "device": device, "precision": precision, "threads": threads}
+    options |= {"budget": budget, "timeout": timeout, "set": _pairs(set_)}
+    for name, text in (("methods", methods), ("tasks", tasks), ("sparsity", sparsity), ("seeds", seeds)):
+        options[name] = None if text is None else [part.strip() for part in text.split(",")]
+    files = _files(plugin)
+    statuses = _statuses(retry)
+    for text in sources.broken(files):
+        typer.echo(f"warning: {text}", err=True)
+    found = planfile.read(plan, options, files)
+    runs = plans.expand(found, files, data_root, download, save_models)
+    records = record.load(results)[0]
+    finished = record.done(results)
+    again = {key for key, status in finished.items() if status in statuses}
+    if "stale" in statuses:
+        again |= record.stale(records, sources.hashes((r["id"]["method"] for r in records), files))
+    left = [r for r in runs if r.key not in finished or r.key in again]
+    jobs = jobs or (1 if runs[0].device.startswith("cuda") else max(1, doctor.cores() // found.threads))
+    if dry_run:
+        typer.echo(estimate.describe(runs, left, records, jobs))
+        return
+    _writable(results)
+    code = _train(runs, left, results, jobs, found.threads)
+    if ctx.info_name == "all":
+        _write_report(results, report, files)
+    raise typer.Exit(code)
+
+
+def _train(runs: Sequence[Run], left: list[Run], results: Path, jobs: int, threads: int) -> int:
+    """Run what is left; the exit code: 1 if nothing could run."""
+    from suite import progress, sources
+    from suite.executors import Local
+    from suite.lock import lock
+
+    typer.echo(f"{len(runs)} runs, {len(runs) - len(left)} done, {len(left)} left, {jobs} at a time, in {results}")
+    if not left:
+        return 0
+    with lock(results):
+        modules = sources.modules(name for run in left for name in (run.method, run.task))
+        counts = progress.follow(Local(jobs, threads, ("sklearn.datasets", *modules)), left, results)
+    typer.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    return 1 if set(counts) == {"error"} else 0
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="methods|tasks|kernels")],
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """List methods, tasks or kernels by name."""
+    from suite import listing
+
+    rows = listing.rows(what, _files(plugin))
+    typer.echo(json.dumps(rows, indent=1) if json_ else listing.table(rows))
+
+
+@app.command()
+def validate(plan: str, plugin: Plugins = None) -> None:
+    """Check a plan file; every mistake is named with its line."""
+    from suite import planfile
+
+    found = planfile.read(plan, plugins=_files(plugin))
+    counts = f"{len(found.chosen())} methods, {len(found.tasks)} tasks, {len(found.sparsity)} sparsities"
+    typer.echo(f"{plan} is valid: {counts}, {len(found.seeds)} seeds")
+
+
+@app.command()
+def status(
+    plan: Annotated[str | None, typer.Argument(metavar="[PLAN]", help="Count what is left of this plan.")] = None,
+    results: Results = Path("results"),
+    plugin: Plugins = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Count finished, running and remaining runs."""
+    from suite import listing, planfile
+    from suite import plan as plans
+
+    runs = None
+    if plan is not None:
+        runs = plans.expand(planfile.read(plan, plugins=_files(plugin)), _files(plugin), data_root)
+    typer.echo(listing.status(results, None if runs is None else [r.key for r in runs]))
+
+
+@app.command("report")
+def report_(results: Results = Path("results"), report: Report = Path("report"), plugin: Plugins = None) -> None:
+    """Write the report of all records and print the leaderboard."""
+    _write_report(results, report, _files(plugin))
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, or a plugin file with one.")],
+    task: Annotated[str, typer.Option("--task", help="Task to check on.")] = "digits/mlp",
+    kernel: Annotated[str, typer.Option("--kernel", help="Kernel to check on.")] = "masked",
+) -> None:
+    """Check that a method keeps its contract."""
+    from suite import check as conformance
+
+    verdicts = conformance.check(target, task, kernel)
+    for verdict in verdicts:
+        typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
+    raise typer.Exit(0 if all(v.ok for v in verdicts) else 1)
+
+
+@app.command()
+def doctor(results: Results = Path("results"), data_root: DataRoot = None, plugin: Plugins = None) -> None:
+    """Say what this machine offers and lacks, and what is broken."""
+    from suite import doctor as diagnosis
+
+    bad = False
+    for finding in diagnosis.diagnose(results, data_root, _files(plugin)):
+        bad |= finding.mark == "BAD"
+        typer.echo(f"{finding.mark:<4}  {finding.name}: {finding.text}")
+    raise typer.Exit(1 if bad else 0)
+
+
+def main() -> None:
+    """Run the command line; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app(prog_name="python run_all.py" if Path(sys.argv[0]).name == "run_all.py" else "dstbench")
+
+
+def _write_report(results: Path, out: Path, files: Sequence[str]) -> None:
+    from reports import page
+    from suite import record, registry, sources
+
+    records = record.load(results)[0]
+    stale = record.stale(records, sources.hashes((r["id"]["method"] for r in records), files))
+    names = {n: {"family": e.family, "citation": e.citation} for n, e in registry.methods(files).items()}
+    summary = page.write(results, out, stale, names)
+    typer.echo(f"\n{summary.leaderboard}\n")
+    for path, reason in summary.set_aside:
+        typer.echo(f"set aside: {path}: {reason}", err=True)
+    typer.echo(f"report: {summary.index}")
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors of the input; modules that were never imported cannot have raised theirs."""
+    named = (
+        ("suite.registry", "RegistryError"),
+        ("suite.plan", "PlanError"),
+        ("suite.task", "DataError"),
+        ("suite.lock", "Busy"),
+    )
+    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    """METHOD_OR_TASK.FIELD=VALUE, … as a mapping."""
+    for text in given or ():
+        if "=" not in text:
+            raise typer.BadParameter(f"{text!r}: METHOD_OR_TASK.FIELD=VALUE is expected", param_hint="--set")
+    return {k.strip(): v.strip() for k, _, v in (text.partition("=") for text in given)} if given else None
+
+
+def _statuses(retry: str | None) -> set[str]:
+    from suite.record import STATUSES
+    from suite.registry import near
+
+    found = {part.strip() for part in retry.split(",")} if retry else set()
+    for name in found - {*STATUSES, "stale"}:
+        raise typer.BadParameter(f"unknown status {name!r}; {near(name, [*STATUSES, 'stale'])}", param_hint="--retry")
+    return found
+
+
+def _files(plugins: Iterable[Path] | None) -> list[str]:
+    return [str(p.resolve()) for p in plugins or ()]
+
+
+def _writable(results: Path) -> None:
+    probe = results / f".probe.{os.getpid()}"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise typer.BadParameter(f"{results} cannot be written: {error.strerror}", param_hint="--results") from None
+
+
+if __name__ == "__main__":
+    main()

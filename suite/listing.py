@@ -1,0 +1,60 @@
+"""Listings: what there is and how far it is, as rows and plain tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from suite import record, registry
+from suite.lock import holder
+
+KINDS = ("methods", "tasks", "kernels")
+
+
+def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every method, task or kernel as a row; RegistryError for another word. Only kernels import torch."""
+    if what == "kernels":
+        return _kernels()
+    if what not in KINDS:
+        raise registry.RegistryError(f"nothing to list as {what!r}; {registry.near(what, KINDS)}")
+    entries = registry.methods(plugins) if what == "methods" else registry.tasks(plugins)
+    keys = ("name", "family", "version", "citation", "origin", "broken")
+    return [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned columns; columns that are empty throughout are left out."""
+    names = [n for n in (found[0] if found else ()) if any(str(row[n]) for row in found)]
+    lines = [names, *([str(row[name]) for name in names] for row in found)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def status(results: Path, keys: Iterable[str] | None = None) -> str:
+    """Runs of a results folder by status, who writes to it, what is unfinished, left of `keys`, and set aside."""
+    records, set_aside = record.load(results)
+    counts = Counter(r["status"]["name"] for r in records)
+    found = [{"status": s, "runs": counts[s]} for s in record.STATUSES if counts[s]]
+    lines = [table(found) or f"no records in {results}"]
+    held = holder(results)
+    lines.append("running: " + (f"process {held['pid']} on {held['host']}" if held else "nothing"))
+    unfinished = [p.name for p in (results / "work").glob("*") if p.name not in record.done(results)]
+    lines.append(f"begun, not finished: {len(unfinished)}")
+    if keys is not None:
+        wanted = list(keys)
+        lines.append(f"left of the plan: {len(set(wanted) - record.done(results).keys())} of {len(wanted)}")
+    return "\n".join([*lines, *(f"set aside: {path}: {reason}" for path, reason in set_aside)])
+
+
+def _kernels() -> list[dict[str, Any]]:
+    from suite import kernels
+
+    kernels.get("masked")
+    found, waiting = [], [kernels.Kernel]
+    while waiting:
+        kinds = waiting.pop().__subclasses__()
+        waiting += kinds
+        found += [{"name": k.name, "what": (k.__doc__ or "").split("\n")[0]} for k in kinds]
+    return found

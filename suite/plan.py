@@ -1,0 +1,159 @@
+"""Plan: methods × tasks × sparsities × seeds, expanded into content-addressed runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import registry
+
+if TYPE_CHECKING:
+    from suite.planfile import Plan
+    from suite.task import Task
+
+SCHEMA = 1
+
+
+class PlanError(ValueError):
+    """A plan is wrong; the text has one line for each mistake."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, and all that its result depends on.
+
+    `hyperparameters` and `recipe` (overrides, dotted into mappings: "lr.sgd") hold what differs from the defaults;
+    `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint.
+    `plugins`, `data_root`, `timeout` (seconds), `download` and `save_models` say how to run it, not what it is.
+    """
+
+    method: str
+    task: str
+    sparsity: float | None = None
+    seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    budget: float = 1.0
+    precision: str | None = None
+    kernel: str = "masked"
+    device: str = "cpu"
+    threads: int = 1
+    data: str = ""
+    task_version: int = 1
+    method_version: int = 1
+    plugins: tuple[str, ...] = ()
+    data_root: str | None = None
+    timeout: float | None = None
+    download: bool = False
+    save_models: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as the record's block `id` has it."""
+        names = ("task", "task_version", "method", "method_version", "hyperparameters", "sparsity", "seed", "budget")
+        out = {name: getattr(self, name) for name in (*names, "precision", "kernel")}
+        out["hyperparameters"] = dict(self.hyperparameters)
+        out |= {"device": self.device.split(":")[0], "threads": self.threads, "data": self.data}
+        return out | ({"recipe": dict(self.recipe)} if self.recipe else {})
+
+    @property
+    def key(self) -> str:
+        """The first 12 hex digits of the sha256 of schema and identity in canonical JSON."""
+        text = json.dumps({"schema": SCHEMA, **self.identity()}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that JSON carries unchanged."""
+        return asdict(self) | {"plugins": list(self.plugins)}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Run:
+        """The run of a `to_json`; TypeError for unknown fields."""
+        return cls(**{**plain, "plugins": tuple(plain.get("plugins", ()))})
+
+    def __str__(self) -> str:
+        sparsity = "dense" if self.sparsity is None else f"{self.sparsity:g}"
+        return f"{self.key} {self.method} {self.task} {sparsity} seed {self.seed}"
+
+
+def expand(
+    plan: Plan,
+    plugins: Sequence[str] = (),
+    data_root: str | None = None,
+    download: bool = False,
+    save_models: bool = False,
+) -> list[Run]:
+    """The runs of a plan, each once, seed by seed; a method that trains every weight runs once per task and seed.
+
+    Prepares the data of every task: DataError where it is missing. A broken method or task still has its runs, which
+    will say so.
+    """
+    shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
+    shared = replace(shared, plugins=tuple(plugins), data_root=data_root, download=download)
+    shared = replace(shared, timeout=plan.timeout, save_models=save_models)
+    methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
+    tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]
+    runs: dict[str, Run] = {}
+    for seed in dict.fromkeys(plan.seeds):
+        for task in tasks:
+            for sparse, method in methods:
+                for sparsity in plan.sparsity if sparse else (None,):
+                    run = replace(shared, **task, **method, sparsity=sparsity, seed=seed)
+                    runs.setdefault(run.key, run)
+    return list(runs.values())
+
+
+def resolve(device: str) -> str:
+    """The device that "auto" means here: cuda where there is one, else cpu; PlanError for one that is not there."""
+    if device == "cpu":
+        return device
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[device.split(":")[0]]:
+        raise PlanError(f"device {device!r}: torch finds none on this machine; take cpu or auto")
+    return device
+
+
+def own_data(task: Task, data_root: str | None, download: bool) -> Task:
+    """The task with the user's data folder."""
+    return replace(task, root=Path(data_root) if data_root else None, download=download)
+
+
+def _with_method(
+    plan: Plan, name: str, given: Mapping[str, Any], plugins: Sequence[str]
+) -> tuple[bool, dict[str, Any]]:
+    entry = registry.find("method", name, plugins)
+    given = {**given, **_set(plan, name, plugins)}
+    with suppress(registry.Broken):  # the run will say so
+        given = registry.nondefault(entry, given)
+    return entry.sparse, {"method": name, "method_version": entry.version, "hyperparameters": given}
+
+
+def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:
+    entry = registry.find("task", name, plugins)
+    given = _set(plan, name, plugins)
+    try:
+        recipe = registry.nondefault(entry, given)
+    except registry.Broken:  # the run will say so
+        return {"task": name, "task_version": entry.version, "recipe": given, "precision": plan.precision}
+    task = own_data(registry.task(name, plugins, recipe), root, download)
+    task.prepare()
+    recipe.pop("precision", None)  # has a place of its own
+    precision = plan.precision or task.recipe.precision
+    version, data = task.version, task.fingerprint()
+    return {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+
+
+def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:
+    from suite.planfile import target
+
+    both = {**registry.methods(plugins), **registry.tasks(plugins)}
+    pairs = ((target(key, both), value) for key, value in plan.set.items())
+    return {field: value for (owner, field), value in pairs if owner == name}

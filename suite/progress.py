@@ -1,0 +1,98 @@
+"""Progress: bars on a terminal, elsewhere one plain line for each run that ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from suite import record
+from suite.estimate import clock
+from suite.executors import Executor, Outcome
+from suite.plan import Run
+
+
+def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None = None) -> dict[str, int]:
+    """Run all runs and show how it goes; returns how many ended with each status. Bars by default on a terminal."""
+    counts: dict[str, int] = {}
+    bars = sys.stdout.isatty() if bars is None else bars
+    view: Any = Bars(len(runs)) if bars else Lines(len(runs))
+    with view, closing(executor.run(runs, results)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.status != "running":
+                counts[outcome.status] = counts.get(outcome.status, 0) + 1
+            view.show(outcome, score(results, outcome))
+    return counts
+
+
+def score(results: Path, outcome: Outcome) -> str:
+    """The test score of a run that ended, or the reason why it has none."""
+    numbers = record.attempts(results, outcome.run.key)
+    if outcome.status == "running" or not numbers:
+        return ""
+    found = record.read(record.folder_of(results) / f"{outcome.run.key}-{numbers[-1]}.json")
+    if found["score"]:
+        return f"{found['score']['test']:.4g}"
+    return " ".join(found["status"]["reason"].split())[:200]
+
+
+def line(done: int, total: int, outcome: Outcome, score: str, left: float) -> str:
+    """One run that ended, on one line; `left` are the expected seconds for the rest."""
+    run = outcome.run
+    sparsity = "dense" if run.sparsity is None else f"{run.sparsity:g}"
+    what = f"{run.key} {run.method:<12} {run.task:<16} {sparsity:<5} seed {run.seed}"
+    head = f"[{done:>{len(str(total))}}/{total}]"
+    return f"{head} {what}  {outcome.status:<10} {score:<8} {outcome.seconds:5.1f} s  left {clock(left)}"
+
+
+class Lines:
+    """Plain lines, for logs."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.began = total, 0, time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def show(self, outcome: Outcome, score: str) -> None:
+        if outcome.status != "running":
+            self.done += 1
+            left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+            print(line(self.done, self.total, outcome, score, left), flush=True)
+
+
+class Bars:
+    """A bar for all runs and a line for each that runs."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns: Iterable[Any] = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, TextColumn("left"), Remaining())
+        self.all = self.progress.add_task("runs", total=total)
+        self.running: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.stop()
+
+    def show(self, outcome: Outcome, score: str) -> None:
+        key, run = outcome.run.key, outcome.run
+        if outcome.status == "running":
+            self.running[key] = self.progress.add_task(f"  {run.method} {run.task} seed {run.seed}", total=None)
+            return
+        if key in self.running:
+            self.progress.remove_task(self.running.pop(key))
+        if outcome.status != "ok":
+            self.progress.console.print(f"{outcome.status}: {run}: {score}", markup=False, highlight=False)
+        self.progress.advance(self.all)

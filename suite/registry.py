@@ -1,0 +1,241 @@
+"""Registry: which methods and tasks there are, by name, without importing them.
+
+Built-ins are the tuples `METHODS` and `TASKS` of the packages `methods` and `tasks`; installed packages add entry
+points in the groups `dstbench.methods` and `dstbench.tasks`; files given as plugins add what they mark by `@register`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from suite import plugins as files
+
+if TYPE_CHECKING:
+    from suite.method import Method
+    from suite.task import Task
+
+T = TypeVar("T")
+Files = Iterable[str | Path]
+KINDS = {"method": ("methods", "METHODS"), "task": ("tasks", "TASKS")}
+
+
+class RegistryError(ValueError):
+    """A name is unknown, claimed twice or broken, or a hyper-parameter is wrong; the text says how to mend it."""
+
+
+class Broken(RegistryError):
+    """What the name stands for cannot be imported."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method (a class) or a task (an instance) by name: light data, `load()` imports it.
+
+    `target` is "module:attribute", or "file.py:name" for a plugin file; `presets` are hyper-parameters that the name
+    stands for; `sparse` is False for methods that train every weight; `broken` says why it cannot be loaded.
+    """
+
+    name: str
+    target: str
+    family: str = ""
+    citation: str = ""
+    version: int = 1
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    sparse: bool = True
+    origin: str = "built-in"
+    broken: str = ""
+
+    def load(self) -> Any:
+        """The class or the task; Broken if it cannot be had."""
+        if self.broken:
+            raise Broken(f"{self.name!r} of {self.origin} is broken: {self.broken}")
+        try:
+            if ".py:" in self.target:
+                path, _, key = self.target.partition(".py:")
+                return files.registered(files.load(path + ".py"))[key]
+            module, _, attribute = self.target.partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        except files.FAILURES as error:
+            raise Broken(f"{self.name!r} of {self.origin} cannot be loaded: {files.why(error)}") from error
+
+
+def register(
+    thing: T | None = None, /, *, name: str | None = None, family: str | None = None, citation: str | None = None
+) -> Any:
+    """Mark a method's class, or a task, of a plugin: `@register`, `@register(family="mine")`, `register(task)`.
+
+    A method's name is its attribute `name`, else its class name in lower case with underscores. The class is made a
+    dataclass, so that its annotated attributes are hyper-parameters. TypeError for what is neither.
+    """
+    space = sys._getframe(1).f_globals
+
+    def mark(thing: T) -> T:
+        if isinstance(thing, type):
+            files.mark_class(thing, name, family, citation)
+        elif not isinstance(getattr(thing, "name", None), str) or not hasattr(thing, "recipe"):
+            raise TypeError(f"register({thing!r}): give a subclass of suite.method.Method or an instance of a Task")
+        space.setdefault(files.MARK, []).append(thing)
+        return thing
+
+    return mark if thing is None else mark(thing)
+
+
+def methods(plugins: Files = ()) -> dict[str, Entry]:
+    """Every method, name -> Entry: built-ins, then entry points, then plugin files; RegistryError where names clash."""
+    return _entries("method", plugins)
+
+
+def tasks(plugins: Files = ()) -> dict[str, Entry]:
+    """Every task, name -> Entry, as in `methods`."""
+    return _entries("task", plugins)
+
+
+def method(name: str, /, plugins: Files = (), **hyperparameters: Any) -> Method:
+    """A new instance of the method; values may come as strings; RegistryError for a wrong name, field or value."""
+    entry = find("method", name, plugins)
+    values, errors = check(entry, hyperparameters)
+    if errors:
+        raise RegistryError("\n".join(errors.values()))
+    try:
+        return entry.load()(**{**entry.presets, **values})
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"{name}: {error}") from error
+
+
+def task(name: str, /, plugins: Files = (), recipe: Mapping[str, Any] | None = None) -> Task:
+    """The task, with recipe fields overridden (`{"steps": 100, "lr.sgd": 0.1}`); RegistryError as in `method`."""
+    entry = find("task", name, plugins)
+    found = entry.load()
+    values, errors = check(entry, recipe or {})
+    if errors:
+        raise RegistryError("\n".join(errors.values()))
+    try:
+        return replace(found, recipe=replace(found.recipe, **nested(found.recipe, values))) if values else found
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"{name}: {error}") from error
+
+
+def find(kind: str, name: str, plugins: Files = ()) -> Entry:
+    """The entry of that name; RegistryError suggests near names and names broken plugins."""
+    entries = _entries(kind, plugins)
+    if name not in entries:
+        raise RegistryError(miss(kind, name, entries))
+    return entries[name]
+
+
+def miss(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
+    """The text for a name that is not there."""
+    text = f"unknown {kind} {name!r}; {near(name, [n for n, e in entries.items() if not e.broken])}"
+    for entry in entries.values():
+        if entry.broken:
+            text += f"; {entry.origin} is broken ({entry.broken})"
+    return text
+
+
+def near(name: str, choices: Sequence[str]) -> str:
+    """ "did you mean …" where something is near, else all choices."""
+    close = difflib.get_close_matches(name, choices, 3, 0.6) or [c for c in choices if name and name in c][:3]
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(choices) or 'none'}"
+
+
+def check(entry: Entry, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Hyper-parameters (of a task: recipe fields, dotted into mappings) as (values, error texts by field)."""
+    from suite import values
+
+    found = entry.load()
+    owner = found if isinstance(found, type) else found.recipe
+    return values.check(entry.name, owner, given)
+
+
+def nondefault(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked values that differ from defaults and presets, as JSON has them; RegistryError for wrong ones."""
+    from suite import values
+
+    checked, errors = check(entry, given)
+    if errors:
+        raise RegistryError("\n".join(errors.values()))
+    found = entry.load()
+    defaults = {**values.defaults(found if isinstance(found, type) else found.recipe), **entry.presets}
+    return {k: values.plain(v) for k, v in checked.items() if k not in defaults or defaults[k] != v}
+
+
+def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted overrides as fields: {"lr.sgd": 0.1} -> {"lr": {**recipe.lr, "sgd": 0.1}}."""
+    out: dict[str, Any] = {}
+    for key, value in sorted(given.items()):
+        name, _, part = key.partition(".")
+        out[name] = {**out.get(name, getattr(recipe, name)), part: value} if part else value
+    return out
+
+
+def source_hash(entry: Entry) -> str:
+    """12 hex digits over the modules of the class and of its bases outside `suite`; imports them."""
+    found = entry.load()
+    kinds = (found if isinstance(found, type) else type(found)).__mro__
+    ours = ("suite", "builtins", "typing")
+    modules = dict.fromkeys(k.__module__ for k in kinds if k.__module__.split(".")[0] not in ours)
+    digest = hashlib.sha256()
+    for name in modules:
+        if file := getattr(sys.modules.get(name), "__file__", None):
+            digest.update(Path(file).read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
+    package, attribute = KINDS[kind]
+    found: dict[str, Entry] = {}
+    for entry in (*_built_in(package, attribute), *_installed(package)):
+        if entry.name in found:
+            raise RegistryError(f"{found[entry.name].origin} and {entry.origin} both name a {kind} {entry.name!r}")
+        found[entry.name] = entry
+    for path in plugins:
+        for name, entry in _of_file(kind, Path(path)).items():
+            found[name] = entry
+    return found
+
+
+def _built_in(package: str, attribute: str) -> Sequence[Entry]:
+    try:
+        return getattr(importlib.import_module(package), attribute)
+    except files.FAILURES as error:
+        return [Entry(package, package, origin=f"package {package}", broken=files.why(error))]
+
+
+def _installed(package: str) -> Iterator[Entry]:
+    for point in importlib.metadata.entry_points(group=f"dstbench.{package}"):
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        entry = Entry(point.name, point.value, origin=origin)
+        try:
+            yield described(entry, point.load())
+        except files.FAILURES as error:
+            yield replace(entry, broken=files.why(error))
+
+
+def _of_file(kind: str, path: Path) -> dict[str, Entry]:
+    path = path.resolve()
+    origin = f"plugin {path}"
+    try:
+        found = files.registered(files.load(path))
+    except files.FAILURES as error:
+        seen = files.declared(path)
+        names = seen[kind] if any(seen.values()) else [str(path)]
+        return {n: Entry(n, f"{path}:{n}", origin=origin, broken=files.why(error)) for n in names}
+    wanted = {n: thing for n, thing in found.items() if isinstance(thing, type) == (kind == "method")}
+    return {n: described(Entry(n, f"{path}:{n}", origin=origin), thing) for n, thing in wanted.items()}
+
+
+def described(entry: Entry, thing: Any) -> Entry:
+    """The entry with what the loaded class or task says of itself."""
+    said = {f: getattr(thing, f) for f in ("family", "citation", "version", "sparse") if hasattr(thing, f)}
+    if not dataclasses.is_dataclass(thing):
+        raise TypeError(f"{entry.target} is no dataclass: give a subclass of Method or an instance of a Task")
+    return replace(entry, **said)

@@ -1,0 +1,244 @@
+"""One run in its own process: from a Run to the record of what happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite import machine, record, registry
+from suite.meters import energy
+from suite.meters.crosscheck import ptflops_macs
+from suite.meters.flops import measure
+from suite.meters.memory import model_bytes
+from suite.method import Method
+from suite.model import SparseModel
+from suite.plan import Run
+from suite.task import Task
+from suite.train import Diverged, Training
+
+CHECKPOINT_SECONDS = 2.0
+TOLERANCE = 0.01  # of the target's number of weights; at least one weight
+
+
+def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_method: str = "") -> str:
+    """Do one run, from its checkpoint where there is one, write its record, return its status."""
+    return _Execution(Run.from_json(run), Path(results), shared, start_method).go()
+
+
+def build(run: Run) -> tuple[Task, Method]:
+    """The task, with its recipe as the run wants it, and the method."""
+    recipe = dict(run.recipe) | ({"precision": run.precision} if run.precision else {})
+    task = registry.task(run.task, plugins=run.plugins, recipe=recipe)
+    task = replace(task, root=Path(run.data_root) if run.data_root else None, download=run.download)
+    options = dict(run.hyperparameters)
+    if run.sparsity is not None:
+        options["sparsity"] = run.sparsity
+    return task, registry.method(run.method, plugins=run.plugins, **options)
+
+
+class _Execution:
+    def __init__(self, run: Run, results: Path, shared: bool, start_method: str) -> None:
+        self.run, self.results, self.shared, self.start_method = run, results, shared, start_method
+        self.work = results / "work" / run.key
+        self.record = record.empty(run)
+        self.started = time.monotonic()
+        self.resumed = 0
+        self.meters: list[energy.Counter] = []
+        self.used: list[dict[str, Any]] = []  # energy readings of earlier sittings
+
+    def go(self) -> str:
+        torch.set_num_threads(self.run.threads)
+        self.record["stamps"]["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.record["stamps"]["shared"] = self.shared
+        try:
+            status = self._train()
+        except Diverged as why:
+            status = self._fail("diverged", why)
+        except (MemoryError, torch.OutOfMemoryError) as why:
+            status = self._fail("oom", why)
+        except RuntimeError as why:
+            status = self._fail("oom" if "can't allocate memory" in str(why) else "error", why)
+        except Exception as why:  # a plugin may raise anything, and the record says what
+            status = self._fail("error", why)
+        self.record["status"].update(status)
+        self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
+        record.write(self.record, self.results)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return self.record["status"]["name"]
+
+    def _fail(self, name: str, why: BaseException) -> dict[str, str]:
+        lines = traceback.format_exc().strip().splitlines()
+        return {"name": name, "reason": f"{type(why).__name__}: {why}", "traceback": "\n".join(lines[-12:])}
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+
+    def _train(self) -> dict[str, str]:
+        run, out = self.run, self.record
+        task, method = build(run)
+        out["machine"], out["code"] = machine.facts(), self._code()
+        if reason := method.skip(task):
+            return {"name": "skipped", "reason": reason}
+        task.prepare()
+        training = Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
+        out["params"] = {
+            "method": method.hyperparameters(),
+            "recipe": json.loads(json.dumps(asdict(training.recipe))),
+            "period": training.recipe.period,
+            "own_tuning": bool(run.recipe),
+        }
+        self.meters = energy.meters(training.device, self.shared)
+        for meter in self.meters:
+            meter.start()
+        try:
+            self._resume_or_setup(training)
+            training.run(after=lambda: self._checkpoint(training))
+            self._save(training)  # what comes next is repeated as a whole
+            method.finish()
+            status = self._judge(training)
+        finally:
+            self._measure(training)
+        if run.save_models:
+            save_model(training.model, self.results / "models" / f"{run.key}.safetensors")
+        return status
+
+    def _judge(self, training: Training) -> dict[str, str]:
+        """Score, sparsity and hashes at the last step, and the status that follows from them."""
+        task, model, out = training.task, training.model, self.record
+        training.curve["valid"][-1] = valid = training.evaluate("valid")
+        out["score"] = {
+            **{key: getattr(task, key) for key in ("metric", "higher_is_better", "chance", "target")},
+            "valid": valid,
+            "test": training.evaluate("test"),
+            "step": training.t,
+        }
+        out["hashes"] = hashes(model)
+        out["sparsity"] = sparsity = self._sparsity(training)
+        empty = [layer.name for layer in model.layers if not layer.nnz()]
+        if empty:
+            return {"name": "collapsed", "reason": f"no weight left in {', '.join(empty)}"}
+        if not sparsity["on_target"]:
+            reason = f"{sparsity['active_weights']} weights are active, the target is {sparsity['target_weights']}"
+            return {"name": "off_target", "reason": reason}
+        return {"name": "ok", "reason": ""}
+
+    def _sparsity(self, training: Training) -> dict[str, Any]:
+        model, target = training.model, self.run.sparsity
+        active = sum(layer.nnz() for layer in model.layers)
+        wanted = None if target is None else round((1 - target) * model.maskable)
+        parameters = sum(p.numel() for p in model.net.parameters())
+        stored = sum(layer.parameter.numel() for layer in model.layers)
+        everything = parameters - stored + model.maskable
+        return {
+            "target": target,
+            "achieved": 1 - active / max(1, model.maskable),
+            "target_weights": wanted,
+            "active_weights": active,
+            "maskable": model.maskable,
+            "parameters": everything,
+            "of_parameters": (model.maskable - active) / everything,
+            "on_target": wanted is None or abs(active - wanted) <= max(1, TOLERANCE * wanted),
+            "layers": {
+                y.name: {"density": y.density, "numel": y.numel, "kernel": y.kernel.name, "fallback": y.fallback}
+                for y in model.layers
+            },
+        }
+
+    def _measure(self, training: Training) -> None:
+        """What the run has spent so far: also of one that failed on its way."""
+        out, model, book = self.record, training.model, training.book
+        simulated = any(layer.kernel.simulated for layer in model.layers) and self.run.sparsity is not None
+        out["curve"] = training.curve
+        out["flops"] = flops = book.block(model.dense_passes, model.cost())
+        flops["check"] = crosscheck(training.task)
+        out["time"] = training.clock.block(training.t, simulated)
+        moved = 0 if training.memory.model is None else 2 * model_bytes(model)[0] * training.t
+        readings = energy.add([meter.stop() for meter in self.meters], self.used)
+        out["energy"] = [asdict(r) for r in (*readings, energy.modelled_ops(book.total, moved))]
+        if training.memory.model is not None:
+            out["memory"] = {**training.memory.block(), "start_method": self.start_method}
+
+    def _code(self) -> dict[str, Any]:
+        entry = registry.methods(self.run.plugins)[self.run.method]
+        return {
+            "versions": machine.versions(),
+            "commit": machine.commit(Path(__file__).parent),
+            "method_source": registry.source_hash(entry),
+            "distribution": entry.origin,
+        }
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> Path:
+        return self.work / "checkpoint.pt"
+
+    def _resume_or_setup(self, training: Training) -> None:
+        self.saved_at = time.monotonic()
+        if not self._file.exists():
+            training.setup()
+            return
+        saved = torch.load(self._file, map_location="cpu", weights_only=True)
+        training.load(saved["training"])
+        self.resumed = saved["resumed"] + 1
+        self.used = saved["energy"]
+
+    def _checkpoint(self, training: Training) -> None:
+        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+            self._save(training)
+
+    def _save(self, training: Training) -> None:
+        self.saved_at = time.monotonic()
+        self.work.mkdir(parents=True, exist_ok=True)
+        state = {"training": training.state(), "resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
+        temporary = self._file.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._file)
+
+
+def hashes(model: SparseModel) -> dict[str, str]:
+    """sha256 of all weights and buffers (dense values), and of all masks."""
+    weights, masks = hashlib.sha256(), hashlib.sha256()
+    layers = {layer.key: layer for layer in model.layers}
+    values = {**dict(model.net.named_parameters()), **dict(model.net.named_buffers())}
+    for name in sorted(values):
+        tensor = layers[name].weight if name in layers else values[name].detach()
+        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for name in sorted(layers):
+        for mask in (layers[name].forward_mask, layers[name].grad_mask):
+            masks.update(name.encode() + (b"all" if mask is None else mask.cpu().numpy().tobytes()))
+    return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
+
+
+def crosscheck(task: Task) -> dict[str, Any]:
+    """Our dense forward count beside ptflops', FLOPs per sample, and their relative difference."""
+    net = task.build(0)
+    ours = measure(net, task.example()).ahead
+    macs = ptflops_macs(net, task.example())
+    theirs = None if macs is None else 2 * macs
+    return {"torch": ours, "ptflops": theirs, "difference": None if theirs is None else theirs / ours - 1}
+
+
+def save_model(model: SparseModel, path: Path) -> None:
+    """Weights (dense, zeros included) and masks as one safetensors file; a mask's name is the weight's plus "#mask"."""
+    from safetensors.torch import save_file
+
+    layers = {layer.key: layer for layer in model.layers}
+    tensors = {n: layers[n].weight if n in layers else p.detach() for n, p in model.net.named_parameters()}
+    tensors.update({n: b for n, b in model.net.named_buffers()})
+    tensors.update({f"{n}#mask": y.forward_mask for n, y in layers.items() if y.forward_mask is not None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(path))

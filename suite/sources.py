@@ -1,0 +1,39 @@
+"""Sources: the modules behind the names in use, hashed and made ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suite import registry
+
+
+def hashes(names: Iterable[str], plugins: registry.Files = ()) -> dict[str, str]:
+    """Method -> hash of its source today; names that are unknown or broken are left out."""
+    known, found = registry.methods(plugins), {}
+    for name in dict.fromkeys(names):
+        if name in known:
+            try:
+                found[name] = registry.source_hash(known[name])
+            except registry.Broken:
+                continue
+    return found
+
+
+def modules(names: Iterable[str]) -> tuple[str, ...]:
+    """The modules of built-in and installed methods and tasks, imported here first: those that fail are left out."""
+    known = registry.methods() | registry.tasks()
+    found: dict[str, None] = {}
+    for name in dict.fromkeys(names):
+        if name in known:
+            try:
+                known[name].load()
+            except registry.Broken:
+                continue
+            found[known[name].target.partition(":")[0]] = None
+    return tuple(found)
+
+
+def broken(plugins: registry.Files = ()) -> list[str]:
+    """One line for each origin of methods and tasks that cannot be loaded, as far as listing them tells."""
+    entries = (*registry.methods(plugins).values(), *registry.tasks(plugins).values())
+    return list(dict.fromkeys(f"{e.origin} is broken: {e.broken}" for e in entries if e.broken))

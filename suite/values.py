@@ -1,0 +1,99 @@
+"""Values of hyper-parameters and recipe fields: checked against the dataclass that has them, defaults told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values brought to the types of `owner`, a dataclass or an instance, and an error text for each that is wrong.
+
+    A key may be dotted into a mapping: "lr.sgd". A string is first read as YAML reads it ("1e-3", "[1, 2]", "null").
+    """
+    from suite.registry import near
+
+    hints, present = _hints(owner), defaults(owner)
+    good: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    names = [f.name for f in dataclasses.fields(owner) if f.init]
+    for key, value in given.items():
+        field, _, part = key.partition(".")
+        mapping = present.get(field)
+        if field not in names:
+            errors[key] = f"{name} has no field {field!r} (given {field}={value}); {near(field, names)}"
+        elif part and (not isinstance(mapping, Mapping) or part not in mapping):
+            choices = list(mapping) if isinstance(mapping, Mapping) else []
+            errors[key] = f"{name}.{field} has no entry {part!r} (given {value}); {near(part, choices)}"
+        else:
+            hint = hints.get(field, Any)
+            try:
+                good[key] = coerce(typing.get_args(hint)[-1] if part else hint, value)
+            except ValueError as error:
+                errors[key] = f"{name}.{key} is {value!r}: {error}"
+    return good, errors
+
+
+def coerce(hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`; ValueError says what was expected."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    try:
+        adapter = TypeAdapter(hint, config=config)
+    except PydanticUserError:  # a type with a configuration of its own
+        adapter = TypeAdapter(hint)
+    readings = [read(value), value] if isinstance(value, str) else [value]
+    message = ""
+    for reading in readings:
+        try:
+            return adapter.validate_python(reading)
+        except ValidationError as error:
+            message = message or "; ".join(dict.fromkeys(e["msg"] for e in error.errors()))
+    raise ValueError(message[0].lower() + message[1:])
+
+
+def read(text: str) -> Any:
+    """A string as YAML reads it, or itself where YAML cannot."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except YAMLError:
+        return text
+
+
+def defaults(owner: Any) -> dict[str, Any]:
+    """Field -> default of a dataclass; of an instance, field -> present value, mappings also by dotted key."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(owner):
+        if not isinstance(owner, type):
+            out[f.name] = getattr(owner, f.name)
+        elif f.default_factory is not dataclasses.MISSING:
+            out[f.name] = f.default_factory()
+        elif f.default is not dataclasses.MISSING:
+            out[f.name] = f.default
+    for name, value in list(out.items()):
+        if isinstance(value, Mapping):
+            out.update({f"{name}.{key}": entry for key, entry in value.items()})
+    return out
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; what JSON lacks becomes its repr."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, fallback=repr)
+
+
+def _hints(owner: Any) -> dict[str, Any]:
+    kind = owner if isinstance(owner, type) else type(owner)
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, TypeError):  # a name imported for type checkers only: then the class itself must check
+        return {}

@@ -1,0 +1,107 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite import record
+from suite.plan import Run
+
+RUN = Run("rigl", "digits/mlp", 0.9, data="0" * 12)
+
+
+def test_a_written_record_is_read_back(tmp_path: Path) -> None:
+    written = record.empty(RUN, "error", "it broke", "line 1\nline 2")
+    path = record.write(written, tmp_path)
+    assert path == tmp_path / "records" / f"{RUN.key}-1.json"
+    assert record.read(path) == written
+    assert record.load(tmp_path) == ([written], [])
+
+
+def test_the_skeleton_has_every_block() -> None:
+    found = record.empty(RUN, "skipped", "no")
+    assert found["id"]["key"] == RUN.key and found["id"]["hyperparameters"] == {} and found["schema"] == 1
+    assert found["status"] == {"name": "skipped", "reason": "no", "traceback": ""}
+    blocks = ["params", "score", "sparsity", "flops", "time", "energy", "memory", "curve", "hashes", "machine", "code"]
+    assert all(found[b] is None for b in blocks)
+    assert found.keys() == {*blocks, "schema", "id", "status", "stamps"}
+    with pytest.raises(ValueError, match="status is 'fine'"):
+        record.empty(RUN, "fine")
+
+
+def test_a_new_attempt_is_a_new_file_and_the_newest_counts(tmp_path: Path) -> None:
+    for attempt, status in enumerate(["timeout", *["error"] * 9, "ok"], 1):
+        assert record.write(record.empty(RUN, status), tmp_path).name == f"{RUN.key}-{attempt}.json"
+    assert record.done(tmp_path) == {RUN.key: "ok"}, "11 comes after 9"
+    assert record.attempts(tmp_path, RUN.key) == list(range(1, 12))
+
+
+def test_attempts_are_counted_from_the_highest(tmp_path: Path) -> None:
+    record.write(record.empty(RUN), tmp_path)
+    second = record.write(record.empty(RUN), tmp_path)
+    record.folder_of(tmp_path).joinpath(f"{RUN.key}-1.json").unlink()
+    assert record.write(record.empty(RUN), tmp_path).name.endswith("-3.json") and second.exists()
+
+
+def test_interrupted_is_not_done(tmp_path: Path) -> None:
+    record.write(record.empty(RUN, "interrupted"), tmp_path)
+    assert record.done(tmp_path) == {} and len(record.load(tmp_path)[0]) == 1
+
+
+def good() -> dict[str, Any]:
+    return record.empty(RUN, "ok")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        (f"{RUN.key}-2.json", "{", "not JSON"),
+        (f"{RUN.key}-2.json", "", "not JSON"),
+        (f"{RUN.key}-2.json", b"\xff\xfe", "not JSON"),
+        ("notes.json", "{}", "not a record"),
+        (f"{RUN.key}-2.json", "[1]", "not a record"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "schema": 99}), "schema 99; this version reads 1"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "status": None}), "the key or the status is missing"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "status": {"name": "fine"}}), "unknown status 'fine'"),
+        ("0123456789ab-1.json", json.dumps(good()), "its name says 0123456789ab"),
+    ],
+)
+def test_foreign_files_are_set_aside_and_the_others_load(tmp_path: Path, name: str, text: Any, reason: str) -> None:
+    record.write(good(), tmp_path)
+    path = record.folder_of(tmp_path) / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    records, ((where, why),) = record.load(tmp_path)
+    assert [r["status"]["name"] for r in records] == ["ok"] and where == path and reason in why
+
+
+def test_no_folder_is_no_records(tmp_path: Path) -> None:
+    assert record.load(tmp_path / "none") == ([], []) and record.done(tmp_path / "none") == {}
+
+
+def test_a_failed_write_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        record.write(good(), tmp_path)
+    monkeypatch.undo()
+    assert record.load(tmp_path) == ([], []), "the temporary file is no record"
+    assert record.write(good(), tmp_path).name == f"{RUN.key}-1.json"
+
+
+def test_numbers_that_json_lacks_are_refused_and_odd_values_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.write({**good(), "score": {"test": float("nan")}}, tmp_path)
+    path = record.write({**good(), "params": {"method": {"where": Path("/x")}}}, tmp_path)
+    assert record.read(path)["params"]["method"]["where"] == str(Path("/x"))
+
+
+def test_stale_records_are_those_of_another_source() -> None:
+    def of(method: str, source: str | None) -> dict[str, Any]:
+        run = Run(method, "t", data=str(source))
+        return {**record.empty(run), "code": {"method_source": source} if source else None}
+
+    records = [of("a", "old"), of("a", "new"), of("b", "any"), of("a", None)]
+    assert record.stale(records, {"a": "new"}) == {records[0]["id"]["key"]}

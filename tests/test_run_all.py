@@ -1,0 +1,237 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import run_all
+from suite import executors, record
+
+ROOT = Path(run_all.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a call writes by default lands outside the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "plugin.py"
+    path.write_text(Path(__file__).with_name("failing.py").read_text())
+    return path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(run_all.app, [str(a) for a in arguments])
+
+
+def said(result: Result) -> str:
+    """All output, without the frame and line breaks of usage errors."""
+    return " ".join((result.output + (result.stderr or "")).replace("│", " ").split())
+
+
+# ---- one message, exit code 2 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "rigel"], "--methods: unknown method 'rigel'; did you mean rigl?"),
+        (["--tasks", "digits/mpl"], "--tasks: unknown task 'digits/mpl'; did you mean digits/mlp"),
+        (["--methodes", "rigl"], "No such option: --methodes"),
+        (["--set", "rigl.alfa=1"], "--set: rigl has no field 'alfa'"),
+        (["--set", "digits/mlp.lr.sdg=1"], "did you mean sgd?"),
+        (["--set", "rigl"], "METHOD_OR_TASK.FIELD=VALUE is expected"),
+        (["--sparsity", "1"], "--sparsity: sparsity.0 is '1': input should be less than 1"),
+        (["--seeds", "a"], "--seeds: seeds.0 is 'a'"),
+        (["--timeout", "soon"], "--timeout: timeout is 'soon'"),
+        (["--kernel", "fast"], "unknown kernel 'fast'"),
+        (["--retry", "stael"], "unknown status 'stael'; did you mean stale?"),
+        (["--plugin", "nowhere.py"], "nowhere.py"),
+        (["--jobs", "0"], "--jobs"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["nowhere.yaml"], "plan 'nowhere.yaml': no such file"),
+        (["statsu"], "no command and no plan is named 'statsu'; did you mean status?"),
+        (["list", "method"], "did you mean methods"),
+    ],
+)
+def test_wrong_input_is_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    where = [] if arguments[0] in ("list", "statsu") else ["--results", str(tmp_path / "r")]
+    result = call(*arguments, *where)
+    assert result.exit_code == 2 and message in said(result), result.output
+    assert "Traceback" not in result.output and not (tmp_path / "r").exists()
+
+
+def test_wrong_keys_of_a_plan_name_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("methods: [rigl]\ntaks: [digits/mlp]\ntasks: [digits/mlp]\nsparsity: [1.5]\n")
+    for arguments in (["validate", path], ["run", path], [path]):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert f"error: {path}:2: unknown key 'taks'; did you mean tasks?" in result.output + result.stderr
+        assert f"error: {path}:4: sparsity.0 is 1.5" in result.output + result.stderr
+
+
+def test_missing_data_is_one_message(plugin: Path, tmp_path: Path) -> None:
+    result = call("--plugin", plugin, "--tasks", "blobs", "--data-root", "/empty", "--results", tmp_path / "r")
+    assert result.exit_code == 2 and "error: blobs: no folder /empty" in said(result)
+    assert not (tmp_path / "r").exists()
+
+
+def test_unwritable_results_are_one_message(plugin: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = call(
+        "--plugin", plugin, "--methods", "dense", "--tasks", "blobs", "--results", tmp_path / "file" / "results"
+    )
+    assert result.exit_code == 2 and "cannot be written" in said(result)
+
+
+def test_results_in_use_are_one_message(plugin: Path, tmp_path: Path) -> None:
+    from suite.lock import lock
+
+    with lock(tmp_path):
+        result = call("run", "--plugin", plugin, "--methods", "dense", "--tasks", "blobs", "--results", tmp_path)
+    assert result.exit_code == 2 and f"is in use by process {os.getpid()}" in said(result)
+
+
+# ---- what runs again -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[executors.Outcome]:
+    """Runs that end at once: error for `static`, ok for all others."""
+    seen: list[executors.Outcome] = []
+
+    class Fake:
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self, runs: Any, results: Path) -> Any:
+            for run in runs:
+                outcome = executors.Outcome(run, "error" if run.method == "static" else "ok", 0.1)
+                record.write(record.empty(run, outcome.status), results)
+                seen.append(outcome)
+                yield outcome
+
+    monkeypatch.setattr(executors, "Local", Fake)
+    return seen
+
+
+def test_retry_repeats_the_statuses_it_names(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
+    options = ["run", "--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5"]
+    options += ["--seeds", "0,1", "--results", tmp_path]
+    assert call(*options).exit_code == 0 and len(fake) == 4
+    assert call(*options).exit_code == 0 and len(fake) == 4
+    failed = call(*options, "--retry", "error,timeout")
+    assert failed.exit_code == 1, "all that ran failed"
+    assert {o.run.method for o in fake[4:]} == {"static"} and len(fake) == 6
+    more = ["--seeds", "0,1,2"]
+    assert call(*options, *more).exit_code == 0 and {o.run.seed for o in fake[6:]} == {2}
+
+
+def test_retry_stale_repeats_what_another_source_made(
+    plugin: Path, tmp_path: Path, fake: list[executors.Outcome]
+) -> None:
+    options = [
+        "run",
+        "--plugin",
+        plugin,
+        "--methods",
+        "dense",
+        "--tasks",
+        "blobs",
+        "--seeds",
+        "0,1",
+        "--results",
+        tmp_path,
+    ]
+    call(*options)
+    path = sorted((tmp_path / "records").glob("*.json"))[0]
+    path.write_text(json.dumps({**record.read(path), "code": {"method_source": "0" * 12}}))
+    call(*options, "--retry", "stale")
+    assert [o.run.key for o in fake[2:]] == [path.name[:12]]
+
+
+def test_options_reach_the_runs(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
+    options = ["--seeds", "4", "--budget", "0.5", "--threads", "2", "--kernel", "compact", "--precision", "bf16"]
+    options += ["--timeout", "2m", "--data-root", "/d", "--download", "--save-models", "--set", "slow.alpha=0.5"]
+    options += ["--set", "blobs.lr.sgd=0.2", "--device", "cpu"]
+    call("run", "--plugin", plugin, "--methods", "slow", "--tasks", "blobs", "--results", tmp_path, *options)
+    run = fake[0].run
+    assert (run.seed, run.budget, run.threads, run.kernel, run.precision) == (4, 0.5, 2, "compact", "bf16")
+    assert (run.timeout, run.data_root, run.download, run.save_models) == (120, "/d", True, True)
+    assert (run.hyperparameters, run.recipe, run.device) == ({"alpha": 0.5}, {"lr.sgd": 0.2}, "cpu")
+    assert run.plugins == (str(plugin),)
+
+
+def test_dry_run_runs_nothing(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
+    options = ["--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5", "--seeds", "0"]
+    result = call(*options, "--results", tmp_path / "r", "--dry-run")
+    assert result.exit_code == 0 and not fake and not (tmp_path / "r").exists()
+    assert "2 runs, 2 left" in result.output and "estimated by a closed form" in result.output
+
+
+# ---- the other commands ----------------------------------------------------------------------------------------------
+
+
+def test_list_as_table_and_as_json(plugin: Path) -> None:
+    assert "rigl" in call("list", "methods").output and "digits/mlp" in call("list", "tasks").output
+    rows = json.loads(call("list", "methods", "--json", "--plugin", plugin).output)
+    assert [r["origin"] for r in rows if r["name"] == "slow"] == [f"plugin {plugin}"]
+
+
+def test_validate_status_and_doctor(plugin: Path, tmp_path: Path) -> None:
+    assert "quick is valid: 8 methods, 3 tasks, 2 sparsities, 3 seeds" in call("validate", "quick").output
+    assert "no records in" in call("status", "--results", tmp_path).output
+    assert "left of the plan: 135 of 135" in call("status", "quick", "--results", tmp_path).output
+    result = call("doctor", "--results", tmp_path, "--plugin", plugin)
+    assert result.exit_code == 0 and "ok    blobs: data is there" in result.output
+    plugin.write_text("1 / 0\n")
+    (tmp_path / "b.py").write_text("1 / 0\n")
+    assert call("doctor", "--results", tmp_path, "--plugin", tmp_path / "b.py").exit_code == 1
+
+
+def test_check_prints_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite import check
+
+    def verdicts(target: str, task: str, kernel: str) -> list[check.Verdict]:
+        assert (target, task, kernel) == ("mine.py", "digits/vit", "compact")
+        return [check.Verdict("first", True, "fine"), check.Verdict("second", False, "not so")]
+
+    monkeypatch.setattr(check, "check", verdicts)
+    result = call("check", "mine.py", "--task", "digits/vit", "--kernel", "compact")
+    assert result.exit_code == 1 and "ok   first: fine\nBAD  second: not so\n" in result.output
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, run_all\nfrom typer.testing import CliRunner\n"
+        "text = CliRunner().invoke(run_all.app, ['--help']).output\n"
+        "assert 'Examples' in text and 'doctor' in text and 'run_all.py --retry' in text, text\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'ruamel.yaml', 'pebble', 'psutil', 'methods', 'reports'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_every_option_of_the_issue_is_there() -> None:
+    text = said(call("run", "--help"))
+    options = (
+        "--methods --tasks --sparsity --seeds --kernel --device --precision --jobs --threads --budget --data-root "
+        "--download --results --report --plugin --set --timeout --dry-run --retry --save-models"
+    )
+    for option in options.split():
+        assert option in text, option
+
+
+def test_a_word_that_is_no_command_is_a_plan(tmp_path: Path, fake: list[executors.Outcome]) -> None:
+    path = tmp_path / "lists.yaml"
+    path.write_text("methods: [dense]\ntasks: [digits/mlp]\n")
+    assert call("run", path, "--results", tmp_path / "r").exit_code == 0
+    assert [o.run.task for o in fake] == ["digits/mlp"]
