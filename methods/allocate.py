@@ -1,0 +1,140 @@
+"""Which weights: densities by layer, exact integer counts, exact masks, and the start that sparse methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from methods.checks import choose
+from suite.layer import Layer
+
+Densities = dict[str, float]
+INITS = ("sparse", "dense")
+
+
+class Sized(Protocol):
+    """What allocation needs to know of a Layer."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def numel(self) -> int: ...
+
+
+def uniform(layers: Sequence[Sized], density: float) -> Densities:
+    """The same density in every layer."""
+    return {layer.name: density for layer in layers}
+
+
+def uniform_rigl(layers: Sequence[Sized], density: float) -> Densities:
+    """Uniform but the first layer dense, unless it is the only one; the rest is not re-solved: the sum is above target.
+
+    Reference: RigL, arXiv 1911.11134, section 3(1).
+    """
+    first = {layers[0].name: 1.0} if len(layers) > 1 else {}
+    return {**uniform(layers, density), **first}
+
+
+def erk(layers: Sequence[Sized], density: float) -> Densities:
+    """Density proportional to (sum of dimensions) / (product of dimensions), at most 1, meeting the global budget.
+
+    Layers that would exceed 1 are made dense, all of the largest ratio at a time, and the factor is solved again.
+    Reference: RigL, arXiv 1911.11134, section 3(1), and its code.
+    """
+    ratio = {layer.name: sum(layer.shape) / math.prod(layer.shape) for layer in layers}
+    size = {layer.name: layer.numel for layer in layers}
+    budget, factor, rest = density * sum(size.values()), 0.0, set(ratio)
+    while rest:
+        factor = budget / sum(ratio[n] * size[n] for n in rest)
+        largest = max(ratio[n] for n in rest)
+        if factor * largest <= 1:
+            break
+        capped = {n for n in rest if ratio[n] == largest}
+        budget -= sum(size[n] for n in capped)
+        rest -= capped
+    return {name: factor * ratio[name] if name in rest else 1.0 for name in ratio}
+
+
+ALLOCATIONS: dict[str, Callable[[Sequence[Sized], float], Densities]] = {
+    "uniform": uniform,
+    "uniform_rigl": uniform_rigl,
+    "erk": erk,
+}
+
+
+def allocate(allocation: str, layers: Sequence[Sized], density: float) -> Densities:
+    """Densities by layer name from the allocation of that name; ValueError names the choices."""
+    return ALLOCATIONS[choose("allocation", allocation, ALLOCATIONS)](layers, density)
+
+
+def counts(layers: Sequence[Sized], densities: Mapping[str, float], total: int | None = None) -> dict[str, int]:
+    """Active weights by layer name that sum to `total`, by largest remainder; every layer has at least one.
+
+    `total` defaults to what the densities sum to, rounded; it is raised to one weight a layer where it is below that.
+    ValueError where it exceeds the number of weights.
+    """
+    ideal = {layer.name: densities[layer.name] * layer.numel for layer in layers}
+    size = {layer.name: layer.numel for layer in layers}
+    total = max(len(layers), round(math.fsum(ideal.values())) if total is None else total)
+    if total > sum(size.values()):
+        raise ValueError(f"total is {total}; the layers have {sum(size.values())} weights, give no more than that")
+    count = {name: min(size[name], max(1, math.floor(ideal[name]))) for name in ideal}
+    while gap := total - sum(count.values()):
+        sign = 1 if gap > 0 else -1
+        free = [name for name in count if 1 <= count[name] + sign <= size[name]]
+        each = max(1, abs(gap) // len(free))  # more than 1 only where `total` is far from the densities' sum
+        for name in sorted(free, key=lambda name: sign * (count[name] - ideal[name]))[: abs(gap)]:
+            count[name] = min(size[name], max(1, count[name] + sign * each))
+    return count
+
+
+def random_mask(shape: Sequence[int], count: int, rng: torch.Generator) -> Tensor:
+    """A bool mask of `shape` with exactly `count` entries, drawn uniformly on the device of `rng`."""
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=rng.device)
+    mask[torch.randperm(mask.numel(), generator=rng, device=rng.device)[:count]] = True
+    return mask.view(*shape)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """A bool mask of the k largest scores: exactly k, among ties the first in memory order; NaN ranks as -infinity.
+
+    ValueError where k is not between 0 and the number of scores.
+    """
+    if not 0 <= k <= score.numel():
+        raise ValueError(f"top k is {k}; give a count between 0 and {score.numel()}")
+    if k == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    flat = score.flatten()
+    flat = flat.masked_fill(flat.isnan(), -math.inf)
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    above, ties = flat > threshold, flat == threshold
+    return (above | ties & (ties.cumsum(0) <= k - above.sum())).view(score.shape)
+
+
+def global_top(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Bool masks of the k largest finite scores over all tensors; every tensor keeps at least its best one, so k is
+    raised to their number where it is below that."""
+    ranked = [score.masked_fill(top(score, 1), math.inf).flatten() for score in scores]
+    chosen = top(torch.cat(ranked), max(k, len(scores))).split([score.numel() for score in scores])
+    return [mask.view(score.shape) for mask, score in zip(chosen, scores, strict=True)]
+
+
+def start(layers: Sequence[Layer], densities: Mapping[str, float], rng: torch.Generator, init: str = "sparse") -> None:
+    """Give every Layer a random mask of its exact count; `init="sparse"` scales kept weights by 1/sqrt(density).
+
+    The scale keeps the variance of activations that the dense initialisation was made for; "dense" leaves the weights
+    as they are. ValueError for another `init`.
+    Reference: Evci et al., arXiv 2010.03533 (sparse initialisation).
+    """
+    choose("init", init, INITS)
+    number = counts(layers, densities)
+    for layer in layers:
+        layer.activate(random_mask(layer.shape, number[layer.name], rng))
+        if init == "sparse":
+            layer.assign(layer.weight / math.sqrt(layer.density))

@@ -1,0 +1,219 @@
+"""The Bregman family: weights are read off dual variables through a threshold, so zeros come and go by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from methods.allocate import ALLOCATIONS, INITS, allocate, choose
+from methods.control import CONTROLS, multiplicative, quantile, rise
+from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
+from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
+from suite.method import Gradients, Method
+
+MOMENTA: dict[str, Callable[..., Tensor]] = {"": plain, "ema": ema, "heavy_ball": heavy_ball}
+LEVELS = {"order": ("coarse_first", "fine_first"), "support": ("fixed", "shrinking"), "off_support": ("hold", "decay")}
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "start_density": (lambda x: 0 <= x <= 1, "a share of the weights in [0, 1]"),
+    "ramp": (lambda x: 0 <= x < 1, "a share of the run in [0, 1)"),
+    "beta": (lambda x: 0 <= x < 1, "a decay in [0, 1)"),
+    "lam": (lambda x: x >= 0, "a number that is not negative"),
+    "delta": (lambda x: x > 0, "a number above 0"),
+    "scale": (lambda x: x > 0, "a number above 0"),
+}
+KEPT = {"dual": "of every weight, zero or not", "momentum": "of every weight, zero or not"}
+
+
+@dataclass
+class LinBreg(Method):
+    """Gradient descent on a dual variable v, from which the weights are read: prox of delta lambda J at delta v.
+
+    J is `regularizer`: l1, row or kernel. `control` says where lambda comes from. "quantile": set at every fine step so
+    that the density is exactly on a curve from `start_density` (0: half the target, at least 5 %; never above the
+    target) to the target, which it reaches at the share `ramp` of the run. "fixed": it is `lam`, and the sparsity is
+    what it will be. "multiplicative": from `lam` on by the rule of arXiv 2605.07892. `repair` carries the duals along
+    when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate:
+    the recipe's, divided by 1 - its momentum for all but the heavy ball, which accumulates by itself.
+    Reference: Bungert et al., arXiv 2105.04319, algorithms 1 and 2.
+    """
+
+    control: str = "quantile"
+    lam: float = 0.1
+    regularizer: str = "l1"
+    delta: float = 1.0
+    momentum: str = ""
+    beta: float = 0.9
+    scale: float = 0.3
+    allocation: str = "uniform"
+    init: str = "sparse"
+    start_density: float = 0.0
+    ramp: float = 0.3
+    repair: bool = False
+
+    name: ClassVar[str] = "linbreg"
+    family: ClassVar[str] = "bregman"
+    citation: ClassVar[str] = "Bungert et al., JMLR 2022, arXiv 2105.04319"
+    keeps: ClassVar[Mapping[str, str]] = KEPT
+
+    @property
+    def kind(self) -> str:
+        return "sgd"
+
+    @property
+    def mirror(self) -> MirrorDescent:
+        """The optimiser."""
+        return cast(MirrorDescent, self.optimizer)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices: dict[str, Any] = {"control": CONTROLS, "regularizer": REGULARIZERS, "momentum": MOMENTA}
+        for field, names in {**choices, "allocation": ALLOCATIONS, "init": INITS}.items():
+            choose(f"{self.name}: {field}", getattr(self, field), names)
+        for field, (good, wanted) in BOUNDS.items():
+            if not good(value := getattr(self, field)):
+                raise ValueError(f"{self.name}: {field} is {value}; give {wanted}")
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> MirrorDescent:
+        decay, rule = self.recipe.weight_decay[self.kind], Regularizer(self.regularizer)
+        return MirrorDescent(groups, self.layers, self.direction(), rule, delta=self.delta, weight_decay=decay)
+
+    def direction(self) -> Direction:
+        """What the dual loses in a step."""
+        rule = MOMENTA[self.momentum]
+        return partial(rule, beta=self.beta) if self.momentum else rule
+
+    def lr(self, t: int) -> float:
+        accumulates = self.kind == "adam" or self.momentum == "heavy_ball"
+        return self.scale * super().lr(t) / (1 if accumulates else 1 - self.recipe.momentum)
+
+    def setup(self, gradients: Gradients) -> None:
+        densities = allocate(self.allocation, self.layers, self.density(0))
+        sparse_start(self.layers, densities, self.rng, self.init, Regularizer(self.regularizer))
+        lam = 0.0 if self.control == "quantile" else self.lam
+        self.memory["lam"] = torch.full((len(self.layers),), lam, dtype=torch.float64)
+
+    def density(self, t: int) -> float:
+        """The density that the quantile controller asks for after t steps."""
+        target = 1 - self.sparsity
+        progress = t / (self.ramp * self.recipe.steps) if self.ramp else 1.0
+        return rise(progress, min(self.start_density or max(0.05, target / 2), target), target)
+
+    def fine(self, t: int) -> bool:
+        """Whether step t moves every weight and lambda."""
+        return True
+
+    def begin(self, t: int) -> None:
+        self.mirror.lam = dict(zip(self.layers, self.memory["lam"].tolist(), strict=True))
+        for layer in self.layers:
+            wanted = None if self.fine(t) else layer.forward_mask
+            if layer.grad_mask is not wanted:
+                layer.grad_mask = wanted
+
+    def step(self, t: int) -> None:
+        self.mirror.move()
+        if self.control != "fixed":
+            self.regulate(t)
+        self.mirror.read()
+        self.declare()
+
+    def declare(self) -> None:
+        """Passes read the weights that are not zero."""
+        for layer in self.layers:
+            layer.forward_mask = self.mirror.regularizer.support(layer)
+
+    def regulate(self, t: int) -> None:
+        """Set lambda anew, between the step on the duals and the reading of the weights."""
+        lams = self.memory["lam"].tolist()
+        if self.control == "quantile":
+            total = sum(layer.numel for layer in self.layers)
+            lams = quantile(self.mirror, self.layers, round(self.density(t + 1) * total))
+        elif t + 1 - self.memory.get("adjusted", 0) >= self.recipe.period:
+            self.memory["adjusted"] = t + 1
+            lams = [multiplicative(lams[0], self.model.density, 1 - self.sparsity, self.memory)] * len(lams)
+        new = dict(zip(self.layers, lams, strict=True))
+        if self.repair:
+            self.mirror.repair(new)
+        self.mirror.lam = new
+        self.memory["lam"] = torch.tensor(lams, dtype=torch.float64)
+
+
+@dataclass
+class AdaBreg(LinBreg):
+    """LinBreg with Adam's step on the dual; `corrected=False` is the published form, without the first bias correction.
+
+    Reference: Bungert et al., arXiv 2105.04319, algorithm 3.
+    """
+
+    scale: float = 1.0
+    beta2: float = 0.999
+    eps: float = 1e-8
+    corrected: bool = True
+
+    name: ClassVar[str] = "adabreg"
+    keeps: ClassVar[Mapping[str, str]] = {name: KEPT["dual"] for name in ("dual", "first", "second")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum:
+            raise ValueError(f"adabreg: momentum is {self.momentum!r}; leave it empty, Adam's is set by beta")
+
+    @property
+    def kind(self) -> str:
+        return "adam"
+
+    def direction(self) -> Direction:
+        return partial(adam, beta1=self.beta, beta2=self.beta2, eps=self.eps, corrected=self.corrected)
+
+
+@dataclass
+class MLLinBreg(LinBreg):
+    """LinBreg on two levels: m coarse steps on the support alone, then a fine step on every weight.
+
+    `m` -1 is the recipe's period of topology updates less one; 0 is LinBreg. `order` is "coarse_first" or "fine_first";
+    the last step of a run is fine. `support` "fixed" lets a weight that becomes zero come back within the coarse steps,
+    "shrinking" does not. Frozen weights are zero and their duals held; momentum there is held (`off_support` "hold")
+    or decays ("decay").
+    Reference: Lunk, Scott & Bungert, arXiv 2602.03535, algorithm 1.
+    """
+
+    m: int = -1
+    order: str = "coarse_first"
+    support: str = "fixed"
+    off_support: str = "hold"
+
+    name: ClassVar[str] = "ml_linbreg"
+    citation: ClassVar[str] = "Lunk, Scott & Bungert 2026, arXiv 2602.03535"
+    keeps: ClassVar[Mapping[str, str]] = {"dual": "held while frozen", "momentum": "held while frozen"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, names in LEVELS.items():
+            choose(f"ml_linbreg: {field}", getattr(self, field), names)
+        if self.m < -1:
+            raise ValueError(f"ml_linbreg: m is {self.m}; give the coarse steps of a cycle, or -1 for the recipe's")
+
+    @property
+    def coarse_steps(self) -> int:
+        """m, resolved."""
+        return self.recipe.period - 1 if self.m < 0 else self.m
+
+    def fine(self, t: int) -> bool:
+        place = t % (self.coarse_steps + 1)
+        due = place == (self.coarse_steps if self.order == "coarse_first" else 0)
+        return due or t == self.recipe.steps - 1
+
+    def step(self, t: int) -> None:
+        if self.fine(t):
+            return super().step(t)
+        self.optimizer.step()
+        if self.off_support == "decay":
+            for held in (layer.reserve.get("momentum") for layer in self.layers):
+                if held is not None:
+                    held.mul_(self.beta)
+        if self.support == "shrinking":
+            self.declare()

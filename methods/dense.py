@@ -1,0 +1,31 @@
+"""Dense training: the reference of every other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.checks import choose
+from suite.method import Method
+from suite.recipe import KINDS
+
+
+@dataclass
+class Dense(Method):
+    """Trains every weight by the recipe's optimiser, or by the one that `rule` names: "sgd" or "adam"."""
+
+    rule: str = ""
+
+    name: ClassVar[str] = "dense"
+    family: ClassVar[str] = "dense"
+    sparse: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule:
+            choose("dense: rule", self.rule, KINDS)
+
+    @property
+    def kind(self) -> str:
+        """The rule named, or the recipe's."""
+        return self.rule or self.recipe.optimizer

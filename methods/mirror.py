@@ -1,0 +1,139 @@
+"""Mirror descent on the dual of every Layer: LinBreg's and AdaBreg's optimiser, one direction function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.regularizers import Regularizer
+from suite import groups as layer_groups
+from suite.layer import Layer
+from suite.method import LayerOptimizer
+
+Direction = Callable[[Tensor, dict[str, Any], float], Tensor]  # (gradient, state, lr) -> what the dual loses
+HAIR = 16  # units of rounding by which a tie is broken
+
+
+def plain(grad: Tensor, state: dict[str, Any], lr: float) -> Tensor:
+    """LinBreg: lr g. Reference: arXiv 2105.04319, algorithm 1."""
+    return lr * grad
+
+
+def ema(grad: Tensor, state: dict[str, Any], lr: float, beta: float) -> Tensor:
+    """LinBreg with momentum: m <- beta m + (1 - beta) lr g, from zero, lr inside.
+
+    Reference: arXiv 2105.04319, algorithm 2.
+    """
+    if "momentum" not in state:
+        state["momentum"] = torch.zeros_like(grad)
+    return state["momentum"].mul_(beta).add_(grad, alpha=(1 - beta) * lr)
+
+
+def heavy_ball(grad: Tensor, state: dict[str, Any], lr: float, beta: float) -> Tensor:
+    """The buffer of torch.optim.SGD: the first gradient seeds it, lr outside. Reference: code of arXiv 2605.07892."""
+    if "momentum" in state:
+        state["momentum"].mul_(beta).add_(grad)
+    else:
+        state["momentum"] = grad.clone()
+    return lr * state["momentum"]
+
+
+def adam(
+    grad: Tensor, state: dict[str, Any], lr: float, beta1: float, beta2: float, eps: float, corrected: bool = True
+) -> Tensor:
+    """AdaBreg: Adam's step; not `corrected`: without the correction of the first moment, as published until 2024.
+
+    Reference: arXiv 2105.04319, algorithm 3, and the authors' code.
+    """
+    if "first" not in state:
+        state.update(step=0, first=torch.zeros_like(grad), second=torch.zeros_like(grad))
+    state["step"] += 1
+    first = state["first"].mul_(beta1).add_(grad, alpha=1 - beta1)
+    second = state["second"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    root = second.sqrt().div_((1 - beta2 ** state["step"]) ** 0.5).add_(eps)
+    return lr / (1 - beta1 ** state["step"] if corrected else 1) * first / root
+
+
+class MirrorDescent(LayerOptimizer):
+    """v <- v - direction - lr mu theta, theta <- prox of delta lam J at delta v; mu is the group's weight decay.
+
+    v, the state `dual`, starts as theta/delta + lam s(theta), s the regulariser's subgradient. What is no Layer has no
+    regulariser, hence theta = delta v: it takes the same step times delta, without a dual. `lam` maps Layer -> lambda.
+    Reference: Bungert et al., arXiv 2105.04319, algorithms 1-3; weight decay: code of arXiv 2605.07892.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        layers: Sequence[Layer],
+        direction: Direction = plain,
+        regularizer: Regularizer | None = None,
+        *,
+        lam: float = 0.0,
+        delta: float = 1.0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(groups, layers, lr=lr, weight_decay=weight_decay)
+        self.direction, self.regularizer, self.delta = direction, regularizer or Regularizer(), delta
+        self.lam = dict.fromkeys(layers, lam)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """A whole step: move the duals, then read the weights."""
+        self.move()
+        self.read()
+
+    def move(self) -> None:
+        """The gradient step on the duals (and on what is no Layer); weights of Layers stay."""
+        super().step()
+
+    def update(
+        self, layer: Layer | None, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        lr, decay = group["lr"], group["lr"] * group["weight_decay"]
+        if layer is None:
+            if decay:
+                weight.mul_(1 - self.delta * decay)
+            weight.sub_(self.direction(grad, state, lr), alpha=self.delta)
+            return
+        if "dual" not in state:
+            state["dual"] = weight / self.delta + self.lam[layer] * self.regularizer.subgradient(layer, weight)
+        dual = state["dual"].sub_(self.direction(grad, state, lr))
+        if decay:
+            dual.sub_(weight, alpha=decay)
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """Weights from the duals, by the proximal map."""
+        for layer, dual in self.duals():
+            layer.parameter.copy_(self.regularizer.prox(layer, dual, self.lam[layer]).mul_(self.delta))
+
+    def duals(self) -> list[tuple[Layer, Tensor]]:
+        """The Layers that have a dual, and it, as stored."""
+        return [(layer, self.state[p]["dual"]) for p, layer in self.layers.items() if "dual" in self.state[p]]
+
+    @torch.no_grad()
+    def lower(self, layer: Layer, losers: Tensor) -> None:
+        """Break ties: take a hair, a few units of rounding, off the duals of the groups `losers`."""
+        factor = torch.where(losers, 1 - HAIR * torch.finfo(layer.parameter.dtype).eps, 1.0)
+        factor = layer_groups.spread(layer, factor.to(layer.parameter.dtype), self.regularizer.groups)
+        self.state[layer.parameter]["dual"].mul_(factor)
+
+    @torch.no_grad()
+    def repair(self, lam: dict[Layer, float]) -> None:
+        """Carry the duals over to new lambdas, so that the change alone moves no weight.
+
+        v + (new - old) s(theta) on the support, v clipped to the new lambda off it.
+        Reference: simulation code of arXiv 2605.07892.
+        """
+        rule = self.regularizer
+        for layer, dual in self.duals():
+            new, weight = lam[layer], layer.parameter
+            dual.add_(rule.subgradient(layer, weight), alpha=new - self.lam[layer])
+            size = rule.score(layer, dual)
+            bound = new * (1 - HAIR * torch.finfo(dual.dtype).eps) / size
+            clip = torch.where((rule.score(layer, weight) == 0) & (size > new), bound, 1.0)
+            dual.mul_(layer_groups.spread(layer, clip, rule.groups))

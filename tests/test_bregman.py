@@ -1,0 +1,294 @@
+"""LinBreg, AdaBreg and ML LinBreg as methods: levels, control on target, storage, resuming, cost."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.bregman import AdaBreg, LinBreg, MLLinBreg
+from suite.method import Method
+from suite.model import SparseModel
+from suite.recipe import Recipe
+from suite.train import Training
+
+METHODS: dict[str, tuple[type[LinBreg], dict[str, Any]]] = {
+    "linbreg": (LinBreg, {}),
+    "linbreg ema": (LinBreg, {"momentum": "ema"}),
+    "linbreg heavy ball": (LinBreg, {"momentum": "heavy_ball"}),
+    "linbreg rows": (LinBreg, {"regularizer": "row", "sparsity": 0.6}),
+    "linbreg kernels": (LinBreg, {"regularizer": "kernel"}),
+    "linbreg fixed": (LinBreg, {"control": "fixed", "lam": 0.02}),
+    "adabreg": (AdaBreg, {}),
+    "adabreg uncorrected": (AdaBreg, {"corrected": False}),
+    "ml_linbreg": (MLLinBreg, {"m": 4}),
+    "ml_linbreg fine first": (MLLinBreg, {"m": 4, "order": "fine_first"}),
+    "ml_linbreg shrinking": (MLLinBreg, {"m": 4, "support": "shrinking"}),
+    "ml_linbreg hold": (MLLinBreg, {"m": 4, "momentum": "heavy_ball"}),
+    "ml_linbreg decay": (MLLinBreg, {"m": 4, "momentum": "ema", "off_support": "decay"}),
+    "ml_linbreg rows": (MLLinBreg, {"m": 4, "regularizer": "row", "sparsity": 0.6}),
+}
+STEPS = 40
+
+
+def recipe(steps: int = STEPS, **options: Any) -> Recipe:
+    return Recipe(steps=steps, batch=8, lr={"sgd": 0.05, "adam": 0.01}, **options)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = (nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 20), nn.ReLU())
+        return nn.Sequential(*layers, nn.Linear(20, 4)).double()
+
+
+def batch(t: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1000 + t)
+    labels = torch.randint(4, (8,), generator=rng)
+    return torch.randn(8, 2, 6, 6, generator=rng, dtype=torch.float64) + labels[:, None, None, None], labels
+
+
+def begin(method: Method, kernel: str = "masked", setup: bool = True, **options: Any) -> SparseModel:
+    model = SparseModel(network(), batch(0)[0], kernel=kernel)
+    method.attach(model, recipe(**options), seed=3)
+    if setup:
+        method.setup(lambda batches=1, create_graph=False: [])
+    return model
+
+
+def train(method: Method, model: SparseModel, start: int = 0, stop: int = STEPS) -> list[float]:
+    """The loop of the suite, by hand; returns the losses."""
+    losses = []
+    for t in range(start, stop):
+        for group in method.optimizer.param_groups:
+            group["lr"] = method.lr(t)
+        method.begin(t)
+        losses.append(backward(model, t))
+        method.step(t)
+    return losses
+
+
+def backward(model: SparseModel, t: int) -> float:
+    model.zero_grad()
+    inputs, labels = batch(t)
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    loss.backward()
+    return float(loss.detach())
+
+
+def make(name: str, **options: Any) -> LinBreg:
+    kind, own = METHODS[name]
+    return kind(**{**own, **options})
+
+
+def active(model: SparseModel) -> int:
+    return sum(int(layer.weight.count_nonzero()) for layer in model.layers)
+
+
+# ---- storage and resuming --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_losses_on_both_storages(name: str) -> None:
+    losses, weights = [], []
+    for kernel in ("masked", "compact"):
+        method = make(name)
+        model = begin(method, kernel)
+        losses.append(train(method, model))
+        weights.append([layer.weight.clone() for layer in model.layers])
+        assert all(layer.fallback is None for layer in model.layers)
+    np.testing.assert_allclose(
+        losses[0], losses[1], rtol=0, atol=1e-9 if "rows" in name or "kernels" in name else 1e-13
+    )
+    assert all(torch.equal(a != 0, b != 0) for a, b in zip(*weights, strict=True))
+    assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]), "it must learn for this to mean something"
+
+
+@pytest.mark.parametrize("kernel", ("masked", "compact"))
+@pytest.mark.parametrize("name", METHODS)
+def test_resuming_is_bit_exact(name: str, kernel: str) -> None:
+    whole = make(name)
+    model = begin(whole, kernel)
+    train(whole, model, stop=18)
+    saved = copy.deepcopy((model.state(), whole.optimizer.state_dict(), whole.memory, whole.rng.get_state()))
+    expected = train(whole, model, start=18)
+    again = make(name)
+    fresh = begin(again, kernel, setup=False)
+    fresh.load(saved[0])
+    again.optimizer.load_state_dict(saved[1])
+    again.memory.update(saved[2])
+    again.rng.set_state(saved[3])
+    assert train(again, fresh, start=18) == expected
+    for layer, other in zip(model.layers, fresh.layers, strict=True):
+        assert torch.equal(layer.weight, other.weight)
+        assert torch.equal(layer.state["dual"], other.state["dual"])
+
+
+# ---- control ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", (0.5, 0.9, 0.97))
+@pytest.mark.parametrize("name", [n for n, (_, o) in METHODS.items() if "regularizer" not in o and "control" not in o])
+def test_on_target_at_every_fine_step(name: str, sparsity: float) -> None:
+    method = make(name, sparsity=sparsity)
+    model = begin(method)
+    total = sum(layer.numel for layer in model.layers)
+    start = active(model)
+    assert start == round(min(max(0.05, (1 - sparsity) / 2), 1 - sparsity) * total)
+    for t in range(STEPS):
+        train(method, model, t, t + 1)
+        if method.fine(t):
+            assert active(model) == round(method.density(t + 1) * total) == sum(y.nnz() for y in model.layers)
+            assert min(layer.nnz() for layer in model.layers) >= 1
+    assert method.fine(STEPS - 1) and active(model) == round((1 - sparsity) * total)
+
+
+def test_the_ramp_ends_where_it_says_and_never_leaves_the_target() -> None:
+    method = make("linbreg", sparsity=0.9)
+    begin(method)
+    curve = [method.density(t) for t in range(STEPS + 1)]
+    assert curve[0] == pytest.approx(0.05) and curve == sorted(curve)
+    assert curve[11] < 0.1 - 1e-4 and all(d == pytest.approx(0.1) for d in curve[12:])
+    dense_start = make("linbreg", sparsity=0.97, start_density=0.2)
+    begin(dense_start)
+    assert {round(dense_start.density(t), 12) for t in range(STEPS)} == {0.03}, "it starts no denser than its target"
+    at_once = make("linbreg", sparsity=0.9, ramp=0.0)
+    begin(at_once)
+    assert at_once.density(0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("sparsity", (0.0, 0.99))
+def test_extreme_targets(sparsity: float) -> None:
+    method = make("linbreg", sparsity=sparsity, ramp=0.0)
+    model = begin(method)
+    losses = train(method, model)
+    assert all(map(math.isfinite, losses))
+    assert active(model) == round((1 - sparsity) * sum(layer.numel for layer in model.layers))
+
+
+@pytest.mark.parametrize("name", ("linbreg rows", "linbreg kernels", "ml_linbreg rows"))
+def test_groups_live_and_die_as_wholes(name: str) -> None:
+    method = make(name, sparsity=0.7)
+    model = begin(method)
+    train(method, model)
+    for layer in model.layers:
+        size = method.mirror.regularizer.size(layer)
+        assert layer.forward_mask is not None
+        assert set(layer.forward_mask.reshape(-1, size).sum(1).tolist()) <= {0, size} and layer.nnz() > 0
+    assert abs(model.density - 0.3) < 96 / model.maskable, "within one row"
+
+
+def test_fixed_lambda_leaves_sparsity_to_itself() -> None:
+    numbers = []
+    for lam in (0.002, 0.02, 0.2):
+        method = LinBreg(control="fixed", lam=lam)
+        model = begin(method)
+        train(method, model)
+        assert method.memory["lam"].tolist() == [lam] * 3
+        numbers.append(active(model))
+    assert numbers[0] > numbers[1] > numbers[2] > 0
+
+
+def test_the_multiplicative_controller_moves_lambda_towards_the_target() -> None:
+    """`steps` 90 make a period of 4: lambda may move 22 times, and then only."""
+    method = LinBreg(control="multiplicative", lam=1e-4, sparsity=0.6)
+    model = begin(method, steps=90)
+    lams = []
+    for t in range(90):
+        train(method, model, t, t + 1)
+        lams.append(method.memory["lam"].tolist())
+    assert all(len(set(row)) == 1 for row in lams)
+    moved = [t for t in range(1, 90) if lams[t] != lams[t - 1]]
+    assert moved and all((t + 1) % 4 == 0 for t in moved)
+    assert lams[-1][0] > 1e-4 and lams[-1][0] != lams[40][0]
+
+
+def test_repair_takes_the_controllers_lever_away() -> None:
+    found = {}
+    for repair in (False, True):
+        method = make("linbreg", repair=repair, sparsity=0.5)
+        model = begin(method)
+        train(method, model)
+        found[repair] = active(model) / model.maskable
+    assert abs(found[False] - 0.5) < 1e-3 < abs(found[True] - 0.5)
+
+
+# ---- cost ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ("linbreg", "ml_linbreg"))
+def test_flops_of_a_run_follow_its_density(blobs: Any, name: str) -> None:
+    """The training loop's own count against the closed form on the density of each step, and the bound of 0.40."""
+    training = Training(blobs, make(name, sparsity=0.9), seed=0)
+    training.setup()
+    method, model = training.method, training.model
+    forward = model.dense_passes.forward
+    expected = dense = 0.0
+    for t in range(training.recipe.steps):
+        read = {layer.key: layer.density for layer in model.layers}
+        training.run(until=t + 1)
+        for key, flops in forward.items():
+            level = 1.0 if method.fine(t) else read[key]  # type: ignore[attr-defined]
+            expected += flops * (2 * read[key] + level)
+            dense += 3 * flops
+    assert training.book.papers == pytest.approx(expected * blobs.recipe.batch, rel=5e-3)
+    assert training.book.papers / (dense * blobs.recipe.batch) <= 0.40
+    assert model.density == pytest.approx(0.1, abs=1 / model.maskable)
+
+
+# ---- rules of the run ------------------------------------------------------------------------------------------------
+
+
+def test_learning_rates_follow_the_fairness_rule() -> None:
+    for name, factor in (("linbreg", 3.0), ("linbreg ema", 3.0), ("linbreg heavy ball", 0.3), ("ml_linbreg", 3.0)):
+        method = make(name)
+        begin(method)
+        assert method.kind == "sgd"
+        assert method.lr(7) == pytest.approx(factor * 0.05 * method.recipe.factor(7)), name
+    ada = make("adabreg", scale=0.1)
+    begin(ada)
+    assert ada.kind == "adam" and ada.lr(7) == pytest.approx(0.1 * 0.01 * ada.recipe.factor(7))
+
+
+def test_weight_decay_is_the_recipes_and_spares_biases() -> None:
+    for name, expected in (("linbreg", 0.2), ("adabreg", 0.3)):
+        method = make(name)
+        begin(method, weight_decay={"sgd": 0.2, "adam": 0.3})
+        assert [group["weight_decay"] for group in method.optimizer.param_groups] == [expected, 0.0]
+
+
+@pytest.mark.parametrize("init", ("sparse", "dense"))
+def test_start_is_the_shared_sparse_start(init: str) -> None:
+    before = [p.detach().clone() for p in network().parameters() if p.dim() > 1]
+    method = LinBreg(init=init, sparsity=0.5, start_density=0.1)
+    model = begin(method)
+    for layer, dense in zip(model.layers, before, strict=True):
+        factor = 1 / math.sqrt(layer.density) if init == "sparse" else 1.0
+        assert layer.nnz() == pytest.approx(0.1 * layer.numel, abs=1)
+        torch.testing.assert_close(layer.weight, torch.where(layer.forward_mask, dense * factor, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    (
+        (LinBreg, {"control": "quantiles"}, "linbreg: control is 'quantiles'; choose one of .*did you mean 'quantile'"),
+        (LinBreg, {"regularizer": "rows"}, "linbreg: regularizer is 'rows'; choose one of l1, row, kernel"),
+        (AdaBreg, {"momentum": "ema"}, "adabreg: momentum is 'ema'; leave it empty"),
+        (MLLinBreg, {"order": "fine"}, "ml_linbreg: order is 'fine'; choose one of coarse_first, fine_first"),
+        (MLLinBreg, {"off_support": "keep"}, "ml_linbreg: off_support is 'keep'"),
+        (MLLinBreg, {"m": -2}, "ml_linbreg: m is -2; give the coarse steps of a cycle"),
+        (LinBreg, {"start_density": 1.2}, "linbreg: start_density is 1.2; give a share of the weights in"),
+        (LinBreg, {"delta": 0.0}, "linbreg: delta is 0.0; give a number above 0"),
+        (AdaBreg, {"lam": -0.1}, "adabreg: lam is -0.1; give a number that is not negative"),
+        (MLLinBreg, {"ramp": 1.0}, r"ml_linbreg: ramp is 1.0; give a share of the run in \[0, 1\)"),
+        (LinBreg, {"momentum": "nesterov"}, "linbreg: momentum is 'nesterov'; choose one of"),
+    ),
+)
+def test_wrong_values_are_named(kind: type[LinBreg], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
