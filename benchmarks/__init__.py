@@ -1,0 +1,1 @@
+"""Commands that print measurements of dstbench: `python -m benchmarks.<name>`."""

@@ -1,0 +1,43 @@
+"""Three small networks on scikit-learn's digits: real data on every machine, seconds a run."""
+
+from __future__ import annotations
+
+from suite.recipe import Recipe
+from tasks import models
+from tasks.vision import VisionTask
+
+MLP = VisionTask(
+    name="digits/mlp",
+    model=models.mlp,
+    arguments={"widths": (64, 100, 100, 10)},
+    recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 1e-2}),
+    chance=0.1,
+    target=0.95,
+)
+
+RESNET = VisionTask(
+    name="digits/resnet",
+    model=models.resnet,
+    arguments={"channels": (8, 16, 32, 64), "layers": (1, 1, 1, 1), "in_chans": 1},
+    images=300,
+    recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-2}, label_smoothing=0.1),
+    chance=0.1,
+    target=0.95,
+)
+
+VIT = VisionTask(
+    name="digits/vit",
+    model="vit_tiny_patch16_224",
+    arguments={
+        "img_size": 8,
+        "patch_size": 4,
+        "in_chans": 1,
+        "num_classes": 10,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 4,
+    },
+    recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, optimizer="adam", warmup=0.1),
+    chance=0.1,
+    target=0.93,
+)

@@ -1,0 +1,140 @@
+"""The tasks that ship: the registry's strings, sizes, costs beside ptflops, and that they learn."""
+
+import importlib
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite.meters.crosscheck import ptflops_macs
+from suite.method import Method
+from suite.model import SparseModel
+from suite.task import DataError
+from suite.train import Training
+from tasks import TASKS
+from tasks import data as sets
+from tasks.vision import VisionTask
+
+NAMES = [entry.name for entry in TASKS]
+DIGITS = [name for name in NAMES if name.startswith("digits/")]
+# Parameters, maskable weights, forward multiply-adds; the ResNet-18 is the published CIFAR-10 net of 0.56 GMACs.
+SIZES = {
+    "digits/mlp": (17_610, 17_400, 17_400),
+    "digits/resnet": (77_858, 77_128, 251_008),
+    "digits/vit": (58_234, 56_544, 284_832),
+    "cifar10/resnet18": (11_173_962, 11_164_352, 555_422_720),
+    "cifar10/vit_tiny": (5_362_762, 12 * 12 * 192**2, 365_107_584),
+}
+
+
+def load(name):
+    entry = next(entry for entry in TASKS if entry.name == name)
+    module, _, attribute = entry.target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """name -> task; CIFAR-10 tasks see 300 random images."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (300, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    splits = dict(zip(("train", "valid", "test"), torch.arange(300).split([200, 40, 60]), strict=True))
+    labels = torch.randint(10, (300,), generator=rng)
+    found = sets.Images(images, labels, splits, *sets.statistics(images, splits["train"]), "0" * 12)
+    monkeypatch.setitem(sets.LOADERS, "cifar10", lambda root, download: found)
+    sets._load.cache_clear()
+    yield {name: load(name) for name in NAMES}
+    sets._load.cache_clear()
+
+
+def test_listing_imports_no_torch():
+    code = "import sys, tasks; assert tasks.TASKS; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entries_and_tasks_agree(name):
+    task, entry = load(name), next(entry for entry in TASKS if entry.name == name)
+    assert isinstance(task, VisionTask) and (task.name, task.version) == (entry.name, entry.version)
+    assert entry.family == name.split("/")[0] and task.chance == 0.1 and 0.1 < task.target < 1
+    assert set(task.recipe.lr) == set(task.recipe.weight_decay) == {"sgd", "adam"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes(tasks, name):
+    task, (parameters, maskable, macs) = tasks[name], SIZES[name]
+    net = task.build(0)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    model = SparseModel(net, task.example(), task.dense)
+    assert model.maskable == maskable
+    passes = model.dense_passes
+    assert sum(passes.forward.values()) + passes.rest_forward == 2 * macs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_flops_agree_with_ptflops(tasks, name):
+    assert ptflops_macs(tasks[name].build(0), tasks[name].example()) == pytest.approx(SIZES[name][2], rel=0.03)
+
+
+def test_vit_flops_by_hand():
+    """Patches, two blocks over five tokens (four patches and the class), products of activations, head."""
+    block = 5 * (3 + 1 + 4 + 4) * 48**2 + 2 * 5 * 5 * 48
+    assert 4 * 16 * 48 + 2 * block + 48 * 10 == SIZES["digits/vit"][2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_named_layers_are_dense(tasks, name):
+    task = tasks[name]
+    net = task.build(0)
+    weights = {n for n, m in net.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    layers = {layer.name for layer in SparseModel(net, task.example(), task.dense).layers}
+    assert weights - layers == set(task.dense)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_batch_gives_a_finite_loss_near_chance(tasks, name):
+    task = tasks[name]
+    inputs, targets = next(task.batches("train", 0))
+    assert len(targets) == task.recipe.batch and inputs.shape[1:] == task.example().shape[1:]
+    with torch.no_grad():
+        loss = task.loss(task.build(0).train(), (inputs[:16], targets[:16]))
+    assert 0.3 * math.log(10) < float(loss) < 3 * math.log(10)
+
+
+def test_digits_resnet_sees_300_images():
+    task = load("digits/resnet")
+    batches = task.batches("train", 0)
+    seen = torch.cat([next(batches)[0] for _ in range(24)]).flatten(1).unique(dim=0)
+    assert len(seen) == 300
+
+
+@pytest.mark.parametrize("name", ["cifar10/resnet18", "cifar10/vit_tiny"])
+def test_missing_cifar10_is_one_clear_error(tmp_path, name):
+    sets._load.cache_clear()
+    with pytest.raises(DataError, match=r"cifar-10-batches-py.*no such file.*--data-root DIR.*--download"):
+        replace(load(name), root=tmp_path).prepare()
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_are_learnt_in_a_few_steps(name):
+    training = Training(load(name), Method(sparsity=0.0), budget=0.15)
+    start = training.evaluate("valid")
+    training.run()
+    assert start < 0.4 and training.evaluate("valid") > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("name, least", [("digits/mlp", 0.95), ("digits/resnet", 0.95), ("digits/vit", 0.93)])
+def test_dense_accuracy(name, least, kind):
+    """The promise of the quick plan, mean of 3 seeds on the test split, with the tuned learning rates."""
+    task, scores = load(name), []
+    for seed in range(3):
+        training = Training(replace(task, recipe=replace(task.recipe, optimizer=kind)), Method(sparsity=0.0), seed)
+        training.run()
+        scores.append(training.evaluate("test"))
+    assert sum(scores) / 3 >= least
