@@ -1,0 +1,1 @@
+"""Records in, report out: load, statistics, boards, figures, page; nothing in here trains or imports torch."""

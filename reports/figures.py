@@ -1,0 +1,157 @@
+"""Figures for papers and slides: seaborn, as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from reports.rows import each
+from reports.series import Look, domain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dstbench",
+}
+Draw = Callable[["Axes", pd.DataFrame], None]
+
+
+def write(
+    out: Path, points: pd.DataFrame, curves: pd.DataFrame, ratios: pd.DataFrame, looks: Mapping[str, Look],
+    metrics: Mapping[str, str | None], suffix: str = "",
+) -> list[Path]:  # fmt: skip
+    """Write every figure that has data to `out` as SVG and PNG (144 dots an inch); returns the paths, SVGs and PNGs."""
+    import matplotlib
+
+    column = "valid" if curves["valid"].notna().any() else "loss"
+    plots: dict[str, tuple[pd.DataFrame, str, Draw]] = {
+        "accuracy-sparsity": (points, "task", lambda ax, part: _sparsity(ax, part, looks, metrics)),
+        "accuracy-flops": (points[points["ratio"].notna()], "task", lambda ax, part: _flops(ax, part, looks, metrics)),
+        "curves": (
+            _steepest(curves[curves[column].notna()]),
+            "panel",
+            lambda ax, part: _curve(ax, part, looks, column),
+        ),
+        "ratios": (ratios, "measure", lambda ax, part: _ratio(ax, part, looks)),
+    }
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for name, (table, facet, draw) in plots.items():
+            if len(table):
+                figure = _grid(table, facet, draw, looks)
+                paths += _save(figure, Path(out) / f"{name}{suffix}")
+    return paths
+
+
+def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(table[facet]))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, name in zip(axes, names, strict=False):
+        draw(ax, table[table[facet] == name])
+        ax.set_title(name, fontsize=9)
+        ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
+    for ax in axes[len(names) :]:
+        ax.remove()
+    shown = [name for name in looks if name in set(table["method"])]
+    handles = [Line2D([], [], color=looks[n].colour, marker=looks[n].marker, markersize=5, label=n) for n in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(shown), 3 * columns), frameon=False)
+    return figure
+
+
+def _sparsity(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: Mapping[str, str | None]) -> None:
+    sparse = part[~part["dense"].astype(bool)]
+    _lines(ax, sparse[~sparse["off"].astype(bool)], "x", looks)
+    for row in each(sparse):
+        if not row.off:
+            ax.vlines(row.x, row.low, row.high, color=looks[row.method].colour, linewidth=1.2)
+        else:
+            ax.plot(row.x, row.mean, looks[row.method].marker, color=looks[row.method].colour, fillstyle="none")
+    for row in each(part[part["dense"].astype(bool)].drop_duplicates("method")):
+        ax.axhline(row.mean, color=looks[row.method].colour, linestyle="--", linewidth=1)
+    _label(ax, part, metrics, "sparsity, %")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+
+
+def _flops(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: Mapping[str, str | None]) -> None:
+    _lines(ax, part[~part["off"].astype(bool)], "ratio", looks)
+    for row in each(part[part["off"].astype(bool)]):
+        ax.plot(row.ratio, row.mean, looks[row.method].marker, color=looks[row.method].colour, fillstyle="none")
+    _label(ax, part, metrics, "training FLOPs ÷ dense (1 multiply-add = 2 FLOPs)")
+
+
+def _steepest(curves: pd.DataFrame) -> pd.DataFrame:
+    """Each task's runs at its highest sparsity and dense, with the title of their panel: more lines hide each other."""
+    top = curves.groupby("task")["sparsity"].transform("max")
+    shown = curves[curves["sparsity"].isna() | (curves["sparsity"] == top)].sort_values(["task", "run", "step"])
+    level = top.loc[shown.index].map(lambda s: "dense" if s != s else f"sparsity {100 * s:.4g} %")
+    return shown.assign(panel=shown["task"].astype(str) + ", " + level.astype(str))
+
+
+def _curve(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], field: str) -> None:
+    import seaborn
+
+    seaborn.lineplot(part, x="step", y=field, hue="method", units="run", estimator=None, ax=ax, sort=False,
+                     palette=_palette(looks, part), linewidth=0.8, alpha=0.75, legend=False)  # fmt: skip
+    ax.set_ylabel("training loss" if field == "loss" else "metric on valid")
+
+
+def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
+    import seaborn
+
+    order = [name for name in looks if name in set(part["method"])]
+    seaborn.stripplot(part, x="value", y="method", hue="method", order=order, palette=_palette(looks, part), size=4,
+                      alpha=0.7, jitter=False, legend=False, ax=ax)  # fmt: skip
+    means = part.groupby("method")["value"].mean().reindex(order)
+    ax.plot(means, range(len(order)), "|", color="#222222", markersize=11, markeredgewidth=2)
+    ax.axvline(1, color="black", linestyle="--", linewidth=1)
+    ax.set(xlabel="÷ dense", ylabel="", xlim=(0, None))
+
+
+def _lines(ax: Axes, part: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
+    import seaborn
+
+    if not len(part):
+        return
+    shown = part.sort_values("sparsity")
+    names = list(dict.fromkeys(shown["method"]))
+    seaborn.lineplot(shown, x=x, y="mean", hue="method", style="method", palette=_palette(looks, shown), dashes=False,
+                     markers={n: looks[n].marker for n in names}, markersize=6, errorbar=None, sort=False,
+                     estimator=None, linewidth=1, legend=False, ax=ax)  # fmt: skip
+
+
+def _label(ax: Axes, part: pd.DataFrame, metrics: Mapping[str, str | None], x: str) -> None:
+    name = metrics.get(part["task"].iloc[0]) or "metric"
+    ax.set(xlabel=x, ylabel=f"test {name}" + (", %" if "acc" in name else ""), ylim=domain(part))
+    if "acc" in name:
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+
+
+def _palette(looks: Mapping[str, Look], part: pd.DataFrame) -> dict[str, Any]:
+    return {name: looks[name].colour for name in dict.fromkeys(part["method"])}
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
+    figure.savefig(paths[0], metadata={"Date": None})
+    figure.set_layout_engine("none")  # The layout found for the SVG holds for the PNG: finding it again takes as long.
+    figure.savefig(paths[1], dpi=144)
+    return paths

@@ -1,0 +1,205 @@
+"""The report: one offline page, a Markdown leaderboard, a table of cells and the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import boards, charts, costs, figures, ledger, sections, series
+from reports.load import Loaded, frame, load
+from reports.rows import split
+from reports.tables import Table
+
+SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "not distinguishable from")
+SHORT_NOTE = (
+    "retention: (metric - chance) / (dense - chance), mean over cells with 95 % interval; FLOPs, papers, infer: "
+    "training FLOPs (honest count, papers' convention) and inference FLOPs, divided by dense. "
+    "One multiply-add = 2 FLOPs."
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `write` made: the leaderboard as text, the page's path, and the files set aside with their reasons."""
+
+    leaderboard: str
+    index: Path
+    set_aside: list[tuple[Path, str]]
+
+
+@dataclass
+class Chart:
+    """A Vega-Lite specification under an id, and what the reader must know beside it."""
+
+    id: str
+    spec: dict[str, Any]
+    note: str = ""
+
+
+@dataclass
+class Section:
+    """The boards of one setting."""
+
+    setting: str
+    leaderboard: Table
+    accuracy: list[Table]
+    cells: Table
+    costs: list[Table]
+    legend: Mapping[str, series.Look]
+    levels: list[float]
+    charts: dict[str, list[Chart]] = field(default_factory=dict)
+
+
+def write(
+    results: Path, out: Path, stale: Collection[str] = (), names: Mapping[str, Mapping[str, Any]] | None = None
+) -> Summary:
+    """Read `results/records` and write index.html, leaderboard.md, cells.csv and figures/ to `out`.
+
+    `stale`: keys of records whose method has changed since; `names`: method -> {"family", "citation"}. OSError where
+    `out` cannot be written.
+    """
+    loaded = load(Path(results))
+    runs = frame(loaded.records, set(stale))
+    out = Path(out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    cells = boards.cells(runs)
+    cells.drop(columns="seeds").to_csv(out / "cells.csv", index=False)
+    settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
+    parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
+    about = _about(runs, loaded, names or {})
+    boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
+    markdown = [t for part in parts for t in (part.leaderboard, *part.accuracy, *part.costs[:1])] or boards_shown
+    text = "\n".join(["# dstbench", "", *[table.markdown() for table in (*markdown, *about)]])
+    (out / "leaderboard.md").write_text(text, encoding="utf-8")
+    index = out / "index.html"
+    index.write_text(_render(parts, about, runs, loaded), encoding="utf-8")
+    short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
+    return Summary("\n\n".join(t.text() for t in short), index, loaded.set_aside)
+
+
+def _section(
+    runs: pd.DataFrame, cells: pd.DataFrame, loaded: Loaded, setting: str, position: int, settings: int, folder: Path
+) -> Section:
+    runs, cells = runs[runs["setting"] == setting], cells[cells["setting"] == setting]
+    flops = costs.flops(runs)
+    time, memory = costs.ratios(costs.timed(runs)), costs.ratios(costs.remembered(runs, "training_state"))
+    looks = series.looks(runs)
+    levels = sorted(cells["sparsity"].dropna().unique()) or [float("nan")]
+    suffix = f"-{position + 1}" if position else ""
+    title = f"Leaderboard ({setting})" if settings > 1 else "Leaderboard"
+    section = Section(
+        setting=setting,
+        leaderboard=sections.leaderboard(cells, flops, title),
+        accuracy=[sections.by_sparsity(cells, level) for level in levels],
+        cells=sections.cell_table(cells),
+        costs=ledger.costs(runs, loaded.records, flops, time, memory),
+        legend=looks,
+        levels=[level for level in levels if level == level],
+    )
+    points, ratios = series.points(cells, flops, runs), series.ratios(flops, memory, time)
+    curves = series.curves(runs, loaded.records)
+    section.charts = _charts(cells, points, curves, ratios, looks, f"s{position}")
+    figures.write(folder, points, curves, ratios, looks, _metrics(cells), suffix)
+    return section
+
+
+def _metrics(cells: pd.DataFrame) -> dict[Any, str | None]:
+    return dict(zip(cells["task"], cells["metric"], strict=True))
+
+
+def _charts(
+    cells: pd.DataFrame, points: pd.DataFrame, curves: pd.DataFrame, ratios: pd.DataFrame,
+    looks: Mapping[str, series.Look], prefix: str,
+) -> dict[str, list[Chart]]:  # fmt: skip
+    metrics = _metrics(cells)
+    found: dict[str, list[Chart]] = {"sparsity": [], "flops": [], "papers": [], "ratios": [], "curves": []}
+
+    def add(group: str, spec: dict[str, Any], note: str = "") -> None:
+        found[group].append(Chart(f"{prefix}-{group}-{len(found[group])}", spec, note))
+
+    for task, part in split(points, "task"):
+        note = "; ".join(series.unseen(part, cells[cells["task"] == task]))
+        shown = f"{task} · not shown: {note}" if note else str(task)
+        add("sparsity", charts.accuracy_sparsity(part, looks, metrics[task]), shown)
+        for group, column in (("flops", "ratio"), ("papers", "papers")):
+            if part[column].notna().any():
+                add(group, charts.accuracy_flops(part, looks, metrics[task], column), shown)
+    for measure in dict.fromkeys(ratios["measure"]):
+        add("ratios", charts.ratio_chart(ratios[ratios["measure"] == measure], looks, measure), measure)
+    level = curves["sparsity"].max() if curves["sparsity"].notna().any() else -1
+    for task, part in split(curves, "task"):
+        for column, title in (("loss", "training loss"), ("valid", "metric on valid"), ("density", "density")):
+            if part[column].notna().any():
+                add("curves", charts.curves(part, looks, column, title, float(level)), f"{task} · {title}")
+    return found
+
+
+def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    records = loaded.records
+    aside = "These files are in no board; every other record is."
+    return [
+        ledger.failures(runs, records),
+        ledger.fallbacks(runs, records),
+        ledger.methods(runs, names),
+        ledger.machines(records),
+        ledger.versions(records),
+        ledger.stale(runs),
+        ledger.files("set-aside", "Files set aside", loaded.set_aside, aside),
+        ledger.files("superseded", "Earlier attempts", loaded.superseded, "The newest attempt of a run counts."),
+    ]
+
+
+def _render(parts: Sequence[Section], about: Sequence[Table], runs: pd.DataFrame, loaded: Loaded) -> str:
+    import jinja2
+    import vl_convert
+
+    loader = jinja2.PackageLoader("reports", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "missing")}
+    bundle = files("itables") / "html"
+    specs = {chart.id: chart.spec for part in parts for group in part.charts.values() for chart in group}
+    return environment.get_template("index.html").render(
+        parts=parts,
+        about=about,
+        counts=counts,
+        runs=len(runs),
+        methods=runs["method"].nunique(),
+        tasks=runs["task"].nunique(),
+        seeds=runs["seed"].nunique(),
+        set_aside=len(loaded.set_aside),
+        stale=int(runs["stale"].sum()),
+        shapes=_shapes(),
+        vega=_script(vl_convert.javascript_bundle()),  # type: ignore[call-arg] # the stub lacks its default
+        datatables=_json((bundle / "dt_bundle.js").read_text(encoding="utf-8")),
+        datatables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
+        specs=_json(specs),
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser can end early."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+
+
+def _script(source: str) -> str:
+    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _shapes() -> dict[str, str]:
+    """Vega's symbols as SVG paths in a box of 14 × 14, for the legend."""
+    return {
+        "circle": "M7 2a5 5 0 1 0 .01 0z",
+        "square": "M2.5 2.5h9v9h-9z",
+        "triangle-up": "M7 1.5l5.5 10.5h-11z",
+        "triangle-down": "M7 12.5l5.5-10.5h-11z",
+        "triangle-right": "M12.5 7L2 1.5v11z",
+        "triangle-left": "M1.5 7L12 1.5v11z",
+        "diamond": "M7 1l5 6-5 6-5-6z",
+        "cross": "M5 1.5h4V5h3.5v4H9v3.5H5V9H1.5V5H5z",
+    }

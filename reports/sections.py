@@ -1,0 +1,126 @@
+"""The accuracy tables: leaderboard, accuracy by sparsity, cells."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.boards import standing
+from reports.rows import each
+from reports.statistics import POWER, sign_test_floor
+from reports.tables import Cell, Table, level, metric, percent, ratio, whole
+
+FORMULA = (
+    "Retention r = (test metric − chance) / (dense mean − chance). A method's figure is the mean over its C cells of "
+    "the mean r over seeds, (1/C) Σ r̄_c, with Satterthwaite's 95 % interval: ± t(ν) · √V, where v_c = s_c² / (n_c C²), "
+    "V = Σ v_c and ν = V² / Σ (v_c² / (n_c − 1)). Cells are taken as independent and the dense mean as exact: its "
+    "error is common to all methods."
+)
+RULES = (
+    "A failed run counts as chance (r = 0). A method with a missing or incomplete cell (off target, interrupted, "
+    "skipped, not run) gets no rank; dense methods are references."
+)
+
+
+def leaderboard(table: pd.DataFrame, flops: pd.DataFrame, title: str) -> Table:
+    """One setting's methods by mean retention, with both FLOPs ratios beside it and who is not distinguishable."""
+    board = standing(table)
+    means = flops.groupby("method")[["ratio", "papers", "inference"]].mean()
+    means = means.reindex(board["method"]).reset_index()
+    rows = []
+    for row, cost in zip(each(board), each(means), strict=True):
+        place = Cell("–" if pd.isna(row.rank) else f"{row.rank:.0f}", 1e9 if pd.isna(row.rank) else row.rank, "strong")
+        like = "reference" if row.dense else row.why or ", ".join(row.like) or "none"
+        cells = Cell(f"{row.cells}/{row.of}", row.cells / max(1, row.of), "" if row.cells == row.of else "bad")
+        rows.append([place, Cell(row.method, style="strong"), percent(row.retention, row.half), cells, whole(row.n),
+                     ratio(cost.ratio), ratio(cost.papers), ratio(cost.inference),
+                     Cell(f"not ranked: {like}" if row.why and not row.dense else like, style="muted")])  # fmt: skip
+    headers = ["rank", "method", "retention, %", "cells", "runs", "training FLOPs ÷ dense",
+               "papers' convention ÷ dense", "inference FLOPs ÷ dense", "not distinguishable from"]  # fmt: skip
+    notes = [FORMULA, RULES, _pairs(board, table), FLOPS_NOTE]
+    return Table("leaderboard", title, headers, rows, [n for n in notes if n])
+
+
+FLOPS_NOTE = (
+    "One multiply-add = 2 FLOPs. Ratios are means over cells, of the runs that ended on target. The honest count takes "
+    "what each pass computed; the papers' convention counts 3f a dense step and for each method what its paper counts. "
+    "FLOPs and accuracy are never blended."
+)
+
+
+def _pairs(board: pd.DataFrame, table: pd.DataFrame) -> str:
+    from reports.boards import differences
+
+    ranked = board.loc[board["rank"].notna(), "method"]
+    found = differences({name: table[table["method"] == name] for name in ranked})
+    seen = [d.detectable for d in found.values() if d.detectable == d.detectable]
+    if not found:
+        return ""
+    if not seen:
+        return "Differences cannot be tested: no two ranked methods share a cell with two seeds or more."
+    span = f"{100 * min(seen):.1f}" + (f" to {100 * max(seen):.1f}" if max(seen) - min(seen) > 5e-4 else "")
+    return (
+        "Not distinguishable: the difference paired by seed, its variance pooled over cells, has an interval with 0 in "
+        f"it (95 % together over {len(found)} pairs, Bonferroni). Differences of {span} points of retention would be "
+        f"seen with {100 * POWER:.0f} % power, by pair."
+    )
+
+
+def by_sparsity(table: pd.DataFrame, sparsity: float) -> Table:
+    """Mean of the metric of each method on each task at one sparsity level, and the retention over these tasks."""
+    part = table[table["sparsity"].isna() if sparsity != sparsity else table["sparsity"] == sparsity]
+    board = standing(part)
+    tasks = sorted(part["task"].unique())
+    found = {(row.method, row.task): row for row in each(part)}
+    rows = []
+    for row in each(board):
+        place = Cell("–" if pd.isna(row.rank) else f"{row.rank:.0f}", 1e9 if pd.isna(row.rank) else row.rank, "strong")
+        shown = [_score(found[row.method, task]) for task in tasks]
+        rows.append([place, Cell(row.method, style="strong"), *shown, percent(row.retention, row.half)])
+    name = "no sparse method" if sparsity != sparsity else f"sparsity {level(sparsity).text}"
+    headers = ["rank", "method", *[f"{task}{_unit(part, task)}" for task in tasks], "retention, %"]
+    notes = ["Mean ± 95 % t-interval over n seeds of the test metric at the last step. Ranked by retention over tasks."]
+    return Table(f"accuracy-{sparsity:g}".replace(".", "-"), f"Accuracy at {name}", headers, rows, notes)
+
+
+def _unit(part: pd.DataFrame, task: str) -> str:
+    name = next((n for n in part.loc[part["task"] == task, "metric"] if isinstance(n, str)), None)
+    return f", {name} %" if name and "acc" in name else f", {name}" if name else ""
+
+
+def _score(row: object) -> Cell:
+    state, failed = row.state, row.failed  # type: ignore[attr-defined]
+    if state == "failed":
+        return Cell("failed", -1e9, "bad")
+    if state == "missing":
+        return Cell(f"missing ({row.missing})" if row.missing else "not run", -2e9, "bad")  # type: ignore[attr-defined]
+    shown = metric(row.mean, row.half, row.metric)  # type: ignore[attr-defined]
+    marks = [f"n={row.n}"]  # type: ignore[attr-defined]
+    marks += [f"{failed} failed"] * bool(failed)
+    marks += [f"{row.missing} missing"] * bool(row.missing)  # type: ignore[attr-defined]
+    marks += [f"{row.stale} stale"] * bool(row.stale)  # type: ignore[attr-defined]
+    text = f"{shown.text}{row.star} ({', '.join(marks)})"  # type: ignore[attr-defined]
+    return Cell(text, shown.order, "bad" if failed or state != "ok" else "")
+
+
+def cell_table(table: pd.DataFrame) -> Table:
+    """Every cell: mean, interval, n, retention, achieved sparsity."""
+    rows = []
+    for row in each(table.sort_values(["task", "sparsity", "method"])):
+        kept = percent(row.retention, row.retention_half)
+        state = Cell(row.state, style="muted" if row.state == "ok" else "bad")
+        rows.append([Cell(row.task), level(row.sparsity), Cell(row.method, style="strong"), _score(row), whole(row.n),
+                     kept, percent(row.achieved), state])  # fmt: skip
+    seeds = int(table["n"].max()) if len(table) else 0
+    star = (
+        "* : differs from dense by a paired sign test over seeds."
+        if seeds >= 6
+        else f"No stars: a paired sign test on {seeds} seeds cannot go below p = {sign_test_floor(seeds):.2g}; 6 can."
+    )
+    notes = [
+        "On target: the achieved density is within 1 % of the target density, or one weight. Runs off target, "
+        "interrupted or skipped are missing in their cell, which is then incomplete or missing. Intervals are "
+        "Student's t; failed runs count as chance. Dense runs count at every sparsity level.",
+        star,
+    ]
+    headers = ["task", "sparsity", "method", "test metric", "n", "retention, %", "achieved sparsity, %", "state"]
+    return Table("cells", "Cells", headers, rows, notes)

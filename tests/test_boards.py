@@ -1,0 +1,244 @@
+"""Cells and standings: what counts, what is missing, who is ranked, who is not distinguishable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import pytest
+from scipy import stats
+
+from reports import costs
+from reports.boards import cells, differences, levels, reference, standing
+from reports.load import frame
+from reports.sections import by_sparsity, cell_table, leaderboard
+
+
+def make(method="rigl", sparsity=0.9, seed=0, test=0.9, status="ok", task="digits/mlp", **blocks):
+    """A complete record; a failed one has null blocks. Keyword arguments update blocks field by field."""
+    who = {"task": task, "task_version": 1, "method": method, "method_version": 1, "hyperparameters": {}, "seed": seed}
+    who |= {"sparsity": sparsity, "budget": 1.0, "precision": "fp32", "kernel": "masked", "device": "cpu", "threads": 1}
+    who |= {"data": "d" * 12} | blocks.pop("id", {})
+    key = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+    share = 1.0 if sparsity is None else 1 - sparsity
+    record = {
+        "score": {"metric": "accuracy", "higher_is_better": True, "chance": 0.1, "target": None, "valid": test},
+        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}},
+        "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
+                  "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
+                  "dense_gradient_steps": 3, "source": "masks"},
+        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "simulated": True},
+        "energy": [],
+        "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,
+                   "peak_over_start": 10.0, "peak_resident": 20.0, "cuda_allocated": None, "cuda_reserved": None},
+        "curve": {"step": [0, 1], "loss": [2.0, 1.0], "density": [1.0, share], "valid": [None, test]},
+    }  # fmt: skip
+    record["score"]["test"], record["sparsity"]["on_target"] = test, status != "off_target"
+    if status not in ("ok", "off_target", "collapsed"):
+        record = dict.fromkeys(record)
+    record["machine"] = {
+        "name": "a" * 12,
+        "cpu": "test",
+        "cores": 2,
+        "memory": 2**33,
+        "gpu": None,
+        "os": "L",
+        "python": "3",
+    }
+    record["code"] = {
+        "versions": {"torch": "2.15.0"},
+        "method_source": "s",
+        "commit": None,
+        "distribution": "dstbench 0.1.0",
+    }
+    record["stamps"] = {"started": "2025-01-01", "finished": "2025-01-01", "resumed": 0, "shared": False}
+    record |= {"schema": 1, "id": {"key": key} | who, "params": {"recipe": {"steps": 3}, "own_tuning": False}}
+    record["status"] = {"name": status, "reason": "because" if status != "ok" else "", "traceback": ""}
+    for name, fields in blocks.items():
+        record[name] = fields if not isinstance(fields, dict) or record[name] is None else record[name] | fields
+    return record
+
+
+TASKS = ("digits/mlp", "digits/vit")
+
+
+def grid(**methods):
+    """Records of three seeds on two tasks at 90 and 95 %; methods: name -> accuracy, spread over seeds by 0.01."""
+    found = [make("dense", None, s, 0.9 + 0.01 * (s - 1), task=t) for t in TASKS for s in range(3)]
+    for name, test in methods.items():
+        for task in TASKS:
+            for level in (0.9, 0.95):
+                found += [make(name, level, s, test + 0.01 * (s - 1), task=task) for s in range(3)]
+    return found
+
+
+def pick(table, **where):
+    for name, value in where.items():
+        table = table[table[name] == value]
+    assert len(table) == 1, where
+    return table.iloc[0]
+
+
+def replace(records, status, **where):
+    """The records with those that match run again to another status."""
+    return [
+        make(r["id"]["method"], r["id"]["sparsity"], r["id"]["seed"], status=status, task=r["id"]["task"])
+        if all(r["id"][k] == v for k, v in where.items())
+        else r
+        for r in records
+    ]
+
+
+def test_a_cell_is_the_t_interval_of_its_seeds():
+    row = pick(cells(frame(grid(rigl=0.8))), task="digits/mlp", sparsity=0.9, method="rigl")
+    assert (row["n"], row["state"], row["failed"], row["missing"]) == (3, "ok", 0, 0)
+    assert row["mean"] == pytest.approx(0.8)
+    assert row["half"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.01 / math.sqrt(3))
+    assert row["retention"] == pytest.approx((0.8 - 0.1) / (0.9 - 0.1))
+    assert row["seeds"] == pytest.approx({0: 0.69 / 0.8, 1: 0.7 / 0.8, 2: 0.71 / 0.8})
+
+
+def test_dense_counts_at_every_level_and_once_where_there_is_none():
+    table = cells(frame(grid(rigl=0.8)))
+    assert len(table[table["method"] == "dense"]) == 4
+    assert pick(table, task="digits/vit", sparsity=0.95, method="dense")["retention"] == pytest.approx(1)
+    alone = cells(frame(grid()))
+    assert len(alone) == 2 and alone["sparsity"].isna().all() and (alone["n"] == 3).all()
+    assert len(levels(frame(grid()))) == 6
+
+
+def test_a_task_only_dense_ran_leaves_others_complete():
+    board = standing(cells(frame([*grid(rigl=0.8), make("dense", None, 0, task="digits/resnet")])))
+    assert pick(board, method="rigl")["rank"] == 1
+
+
+def test_a_failed_run_counts_as_chance_and_a_failed_cell_counts_0():
+    records = replace(grid(rigl=0.8), "diverged", method="rigl", task="digits/mlp", sparsity=0.95)
+    records = replace(records, "oom", method="rigl", task="digits/vit", sparsity=0.95, seed=1)
+    table = cells(frame(records))
+    whole = pick(table, task="digits/mlp", sparsity=0.95, method="rigl")
+    assert (whole["state"], whole["retention"], whole["retention_half"], whole["n"]) == ("failed", 0, 0, 3)
+    assert math.isnan(whole["mean"])
+    part = pick(table, task="digits/vit", sparsity=0.95, method="rigl")
+    assert part["mean"] == pytest.approx((0.79 + 0.1 + 0.81) / 3) and part["failed"] == 1
+    assert part["retention"] == pytest.approx((0.69 + 0 + 0.71) / 0.8 / 3)
+    row = pick(standing(table), method="rigl")
+    assert row["rank"] == 1 and row["retention"] == pytest.approx((0.875 * 2 + 0 + part["retention"]) / 4)
+
+
+def test_a_wholly_failed_cell_of_one_seed_still_leaves_an_interval():
+    records = [r for r in grid(rigl=0.8) if not (r["id"]["sparsity"] == 0.95 and r["id"]["task"] == "digits/mlp")]
+    records.append(make("rigl", 0.95, 0, status="error"))
+    row = pick(standing(cells(frame(records))), method="rigl")
+    assert row["cells"] == 4 and row["half"] > 0
+
+
+@pytest.mark.parametrize("status", ["off_target", "interrupted", "skipped"])
+def test_a_missing_run_makes_its_cell_incomplete_and_its_method_unranked(status):
+    records = replace(grid(rigl=0.8, set=0.7), status, method="rigl", task="digits/mlp", sparsity=0.9, seed=2)
+    table = cells(frame(records))
+    row = pick(table, task="digits/mlp", sparsity=0.9, method="rigl")
+    assert (row["state"], row["n"], row["missing"]) == ("incomplete", 2, 1)
+    board = standing(table)
+    assert (
+        math.isnan(pick(board, method="rigl")["rank"])
+        and "1 of 4 cells incomplete" in pick(board, method="rigl")["why"]
+    )
+    assert pick(board, method="set")["rank"] == 1
+
+
+def test_a_method_with_a_cell_nobody_ran_is_unranked_but_shown():
+    records = [r for r in grid(rigl=0.8, set=0.7) if (r["id"]["method"], r["id"]["sparsity"]) != ("set", 0.95)]
+    table = cells(frame(records))
+    assert pick(table, task="digits/mlp", sparsity=0.95, method="set")["state"] == "missing"
+    row = pick(standing(table), method="set")
+    assert math.isnan(row["rank"]) and row["why"] == "2 of 4 cells missing" and (row["cells"], row["of"]) == (2, 4)
+    assert pick(standing(table[table["sparsity"] == 0.9]), method="set")["rank"] == 2
+
+
+def test_without_dense_there_is_no_retention_and_no_rank():
+    records = [r for r in grid(rigl=0.8) if r["id"]["method"] != "dense"]
+    board = standing(cells(frame(records)))
+    assert board["rank"].isna().all() and board["why"].str.contains("no dense reference for digits/mlp").all()
+    other = [make("dense:adam", None, s) for s in range(2)]
+    assert reference(frame(other)) == "dense:adam" and reference(frame([*other, make("dense", None)])) == "dense"
+    assert reference(frame([])) is None
+
+
+def test_failed_dense_runs_do_not_lower_the_reference():
+    records = replace(grid(rigl=0.8), "diverged", method="dense", seed=0)
+    row = pick(cells(frame(records)), task="digits/mlp", sparsity=0.9, method="rigl")
+    assert row["retention"] == pytest.approx(0.7 / (0.905 - 0.1))
+
+
+def test_order_and_distinguishability():
+    table = cells(frame(grid(rigl=0.8, set=0.7, static=0.7)))
+    board = standing(table)
+    assert list(board["method"]) == ["rigl", "set", "static", "dense"]
+    assert list(board["rank"].dropna()) == [1, 2, 2]
+    # Seeds move all methods alike, so the paired differences have no variance at all.
+    assert [pick(board, method=m)["like"] for m in ("rigl", "set", "static")] == [(), ("static",), ("set",)]
+    found = differences({m: table[table["method"] == m] for m in ("rigl", "set")})
+    assert found["rigl", "set"].mean == pytest.approx(0.1 / 0.8) and found["rigl", "set"].pairs == 12
+
+
+def test_one_seed_distinguishes_nothing():
+    records = [r for r in grid(rigl=0.8, set=0.5) if r["id"]["seed"] == 0]
+    board = standing(cells(frame(records)))
+    assert pick(board, method="rigl")["like"] == ("set",) and math.isnan(pick(board, method="rigl")["half"])
+    note = "\n".join(leaderboard(cells(frame(records)), costs.flops(frame(records)), "L").notes)
+    assert "cannot be tested" in note
+
+
+def test_lower_is_better_ranks_by_retention():
+    score = {"metric": "perplexity", "higher_is_better": False, "chance": 100.0}
+    records = [
+        make(m, s, 0, 0.5, score=score | {"test": v})
+        for m, s, v in (("dense", None, 20.0), ("a", 0.9, 30.0), ("b", 0.9, 60.0))
+    ]
+    board = standing(cells(frame(records)))
+    assert list(board["method"][:2]) == ["a", "b"] and board["retention"][1] == pytest.approx(0.5)
+
+
+def test_stars_only_from_six_seeds():
+    def stars(seeds):
+        records = [make("dense", None, s, 0.9) for s in range(seeds)] + [
+            make("rigl", 0.9, s, 0.8) for s in range(seeds)
+        ]
+        return pick(cells(frame(records)), method="rigl")["star"]
+
+    assert stars(5) == "" and stars(6) == "*"
+
+
+def test_settings_are_never_mixed():
+    table = cells(frame([make(test=0.8), make(test=0.6, id={"kernel": "compact"}), make("dense", None)]))
+    assert sorted(table.loc[table["method"] == "rigl", "mean"]) == [0.6, 0.8]
+    assert table["setting"].nunique() == 2 and table.loc[table["mean"] == 0.6, "retention"].isna().all()
+
+
+def test_no_runs():
+    assert cells(frame([])).empty and standing(cells(frame([]))).empty
+
+
+def test_leaderboard_text_names_the_rule_the_costs_and_the_unranked():
+    records = replace(grid(rigl=0.8, set=0.7), "skipped", method="set", task="digits/mlp", sparsity=0.9)
+    runs = frame(records)
+    text = leaderboard(cells(runs), costs.flops(runs), "Leaderboard").markdown()
+    assert "| 1 | rigl | 87.5 ± " in text and "4/4" in text and "0.075" in text and "0.060" in text
+    assert "not ranked: 1 of 4 cells missing" in text and "3/4" in text
+    assert "Satterthwaite" in text and "One multiply-add = 2 FLOPs" in text
+
+
+def test_accuracy_board_and_cell_table_show_what_failed_and_what_is_stale():
+    records = replace(grid(rigl=0.8, set=0.7, static=0.6), "timeout", method="set", task="digits/mlp", sparsity=0.95)
+    records = replace(records, "error", method="static", task="digits/mlp", sparsity=0.95, seed=0)
+    records = replace(records, "off_target", method="static", task="digits/vit", sparsity=0.95)
+    stale = next(r["id"]["key"] for r in records if r["id"]["method"] == "rigl" and r["id"]["sparsity"] == 0.95)
+    table = cells(frame(records, {stale}))
+    text = by_sparsity(table, 0.95).markdown()
+    assert "| failed |" in text and "n=3, 1 failed" in text and "missing (3)" in text and "n=3, 1 stale" in text
+    assert "digits/mlp, accuracy %" in text and "80.0 ± 2.5 (n=3)" in text
+    shown = cell_table(table)
+    assert len(shown.rows) == len(table) == 16
+    assert any("cannot go below p = 0.25" in note for note in shown.notes)

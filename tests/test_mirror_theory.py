@@ -1,0 +1,155 @@
+"""What theory proves of LinBreg, in float64: descent, rates, the limit, and when the first weight wakes."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from methods.mirror import MirrorDescent
+from methods.regularizers import Regularizer
+from suite.model import SparseModel
+
+Array = np.ndarray
+
+
+class Problem:
+    """L(w) = ||A w - b||^2 / 2 over the weight of one linear layer, (outputs, n), started sparse."""
+
+    def __init__(self, n: int = 50, rows: int = 60, outputs: int = 1, seed: int = 0, noise: float = 1.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.a = rng.standard_normal((rows, n)) / math.sqrt(rows)
+        self.truth = rng.standard_normal((outputs, n)) * (rng.random((outputs, n)) < 0.2)
+        self.b = self.a @ self.truth.T + noise * rng.standard_normal((rows, outputs))
+        self.start = rng.standard_normal((outputs, n)) * (rng.random((outputs, n)) < 0.3)
+        self.smoothness = float(np.linalg.norm(self.a.T @ self.a, 2))
+        net = nn.Sequential(nn.Linear(n, outputs, bias=False)).double()
+        self.model = SparseModel(net, torch.zeros(2, n, dtype=torch.float64))
+        (self.layer,) = self.model.layers
+        self.layer.assign(torch.from_numpy(self.start))
+
+    def optimizer(self, **options) -> MirrorDescent:
+        optimizer = MirrorDescent(self.model.groups(), self.model.layers, **options)
+        self.model.attach(optimizer, {})
+        return optimizer
+
+    def loss(self, weight: Array) -> float:
+        return 0.5 * float(((self.a @ weight.T - self.b) ** 2).sum())
+
+    def gradient(self, weight: Array) -> Array:
+        return (self.a @ weight.T - self.b).T @ self.a
+
+    def step(self, optimizer: torch.optim.Optimizer) -> float:
+        """One step; returns the loss before it."""
+        self.model.zero_grad()
+        residual = self.model(torch.from_numpy(self.a)) - torch.from_numpy(self.b)
+        loss = 0.5 * residual.square().sum()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    @property
+    def weight(self) -> Array:
+        return self.layer.weight.numpy().copy()
+
+    @property
+    def dual(self) -> Array:
+        return self.layer.state["dual"].numpy().copy()
+
+
+def mirror_map(w: Array, lam: float, delta: float, groups: str) -> float:
+    """J_delta = lam J + ||w||^2 / (2 delta)."""
+    size = 1 if groups == "l1" else w.shape[1]
+    penalty = math.sqrt(size) * np.sqrt((w.reshape(-1, size) ** 2).sum(1)).sum()
+    return lam * penalty + float((w**2).sum()) / (2 * delta)
+
+
+@pytest.mark.parametrize("groups", ("l1", "row"))
+@pytest.mark.parametrize("share", (1.0, 1.9))
+@pytest.mark.parametrize("delta", (0.3, 2.0))
+def test_loss_decreases_by_the_bregman_distances(groups: str, share: float, delta: float) -> None:
+    problem, lam = Problem(n=20, outputs=1 if groups == "l1" else 6), 0.5
+    tau = share / (delta * problem.smoothness)
+    optimizer = problem.optimizer(regularizer=Regularizer(groups), lam=lam, delta=delta, lr=tau)
+
+    def distance(v: Array, a: Array, b: Array) -> float:
+        gap = mirror_map(a, lam, delta, groups) - mirror_map(b, lam, delta, groups)
+        return gap - float((v * (a - b)).sum())
+
+    problem.step(optimizer)
+    for _ in range(100):
+        w, v = problem.weight, problem.dual
+        loss = problem.step(optimizer)
+        new, moved = problem.weight, problem.dual
+        bound = loss - distance(moved, w, new) / tau
+        bound -= (1 / tau - delta * problem.smoothness) * distance(v, new, w)
+        slack = 1e-10 * max(1.0, loss)
+        assert problem.loss(new) <= min(bound, loss) + slack
+
+
+def test_a_step_of_three_over_delta_times_smoothness_is_not_monotone() -> None:
+    problem = Problem(n=20)
+    optimizer = problem.optimizer(lam=0.05, lr=3 / problem.smoothness)
+    losses = [problem.step(optimizer) for _ in range(30)]
+    assert max(b - a for a, b in pairwise(losses)) > 0.1
+
+
+def test_rate_of_the_loss_is_one_over_the_number_of_steps() -> None:
+    for seed in range(10):
+        problem, lam, delta = Problem(seed=seed, n=30, rows=60), 0.3, 1.0
+        best = np.linalg.lstsq(problem.a, problem.b, rcond=None)[0].T
+        w, tau = problem.start, 1 / (delta * problem.smoothness)
+        v = w / delta + lam * np.sign(w)
+        gap = mirror_map(best, lam, delta, "l1") - mirror_map(w, lam, delta, "l1")
+        distance = gap - float((v * (best - w)).sum())
+        optimizer = problem.optimizer(lam=lam, delta=delta, lr=tau)
+        for k in range(1, 101):
+            problem.step(optimizer)
+            assert problem.loss(problem.weight) - problem.loss(best) <= distance / (tau * k)
+
+
+def test_on_its_support_it_is_gradient_descent() -> None:
+    """Once the support stands, the loss falls by (1 - delta tau mu)^2 a step, mu of the actual support."""
+    problem, tau = Problem(n=40, rows=80), 0.2
+    problem.truth = np.sign(problem.truth) * (1 + np.abs(problem.truth))
+    problem.b = problem.a @ problem.truth.T
+    problem.layer.assign(torch.zeros(1, 40, dtype=torch.float64))
+    optimizer = problem.optimizer(lam=2.0, lr=tau)
+    for _ in range(150):
+        problem.step(optimizer)
+    on = problem.weight[0] != 0
+    assert on.sum() < 40 and (on >= (problem.truth[0] != 0)).all()
+    slowest = float(np.linalg.eigvalsh(problem.a[:, on].T @ problem.a[:, on])[0])
+    first, second = problem.step(optimizer), problem.step(optimizer)
+    assert second / first == pytest.approx((1 - tau * slowest) ** 2, rel=1e-3)
+
+
+def test_underdetermined_least_squares_recovers_the_sparse_vector() -> None:
+    """From zero, the limit interpolates with a dual in the range of A^T, so it has the least J_delta."""
+    problem = Problem(n=200, rows=60, seed=3, noise=0.0)
+    truth = np.zeros((1, 200))
+    truth[0, np.random.default_rng(5).permutation(200)[:8]] = np.random.default_rng(6).standard_normal(8) + 2
+    problem.b = problem.a @ truth.T
+    problem.layer.assign(torch.zeros(1, 200, dtype=torch.float64))
+    optimizer = problem.optimizer(lam=5.0, lr=1 / problem.smoothness)
+    for _ in range(3000):
+        problem.step(optimizer)
+    coefficients = np.linalg.lstsq(problem.a.T, problem.dual[0], rcond=None)[0]
+    assert np.abs(problem.a.T @ coefficients - problem.dual[0]).max() < 1e-9
+    assert np.abs(problem.weight - truth).max() < 1e-6
+
+
+@pytest.mark.parametrize("lam", (0.1, 0.5, 2.0))
+def test_the_first_weight_wakes_when_the_clock_says(lam: float) -> None:
+    problem, tau = Problem(), 0.05
+    problem.layer.assign(torch.zeros(1, 50, dtype=torch.float64))
+    clock = math.floor(lam / (tau * np.abs(problem.gradient(np.zeros((1, 50)))).max())) + 1
+    optimizer = problem.optimizer(lam=lam, lr=tau)
+    for k in range(1, clock + 1):
+        assert not problem.weight.any(), f"awake before step {k}"
+        problem.step(optimizer)
+    assert problem.weight.any()

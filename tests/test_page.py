@@ -1,0 +1,254 @@
+"""The whole report from a folder of records: one offline page that loses nothing and runs no record."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from reports.page import write
+
+VOID = {"meta", "link", "input", "br", "path"}
+
+
+def make(method="rigl", sparsity=0.9, seed=0, test=0.9, status="ok", task="digits/mlp", **blocks):
+    """A complete record; a failed one has null blocks. Keyword arguments update blocks field by field."""
+    who = {"task": task, "task_version": 1, "method": method, "method_version": 1, "hyperparameters": {}, "seed": seed}
+    who |= {"sparsity": sparsity, "budget": 1.0, "precision": "fp32", "kernel": "masked", "device": "cpu", "threads": 1}
+    who |= {"data": "d" * 12} | blocks.pop("id", {})
+    key = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+    share = 1.0 if sparsity is None else 1 - sparsity
+    record = {
+        "score": {"metric": "accuracy", "higher_is_better": True, "chance": 0.1, "target": None, "valid": test},
+        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}},
+        "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
+                  "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
+                  "dense_gradient_steps": 3, "source": "masks"},
+        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "simulated": True},
+        "energy": [],
+        "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,
+                   "peak_over_start": 10.0, "peak_resident": 20.0, "cuda_allocated": None, "cuda_reserved": None},
+        "curve": {"step": [0, 1], "loss": [2.0, 1.0], "density": [1.0, share], "valid": [None, test]},
+    }  # fmt: skip
+    record["score"]["test"], record["sparsity"]["on_target"] = test, status != "off_target"
+    if status not in ("ok", "off_target", "collapsed"):
+        record = dict.fromkeys(record)
+    record["machine"] = {"name": "a" * 12, "cpu": "test", "cores": 2, "memory": 2**33, "gpu": None, "os": "Linux"}
+    record["machine"]["python"] = "3.11"
+    record["code"] = {"versions": {"torch": "2.15.0"}, "method_source": "s", "commit": None}
+    record["stamps"] = {"started": "2025-01-01", "finished": "2025-01-01", "resumed": 0, "shared": False}
+    record |= {"schema": 1, "id": {"key": key} | who, "params": {"recipe": {"steps": 3}, "own_tuning": False}}
+    record["status"] = {"name": status, "reason": "because" if status != "ok" else "", "traceback": ""}
+    for name, fields in blocks.items():
+        record[name] = fields if not isinstance(fields, dict) or record[name] is None else record[name] | fields
+    return record
+
+
+def store(folder, records):
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    for record in records:
+        (folder / "records" / f"{record['id']['key']}-1.json").write_text(json.dumps(record))
+    return folder
+
+
+def grid(methods=("rigl", "set"), tasks=("digits/mlp", "digits/vit"), seeds=3, dense=True):
+    found = []
+    for task in tasks:
+        found += [make("dense", None, s, 0.9, task=task) for s in range(seeds) if dense]
+        for i, name in enumerate(methods):
+            for level in (0.9, 0.95):
+                found += [make(name, level, s, 0.85 - 0.02 * i + 0.01 * s, task=task) for s in range(seeds)]
+    return found
+
+
+class Outline(HTMLParser):
+    """Tags opened and never closed, ids, addresses, table cells, and JSON scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.cells, self.scripts = [], [], [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.addresses += [attrs[k] for k in ("src", "href") if k in attrs]
+        if tag not in VOID:
+            self.open.append((tag, attrs.get("id")))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, name = self.open[-1] if self.open else ("", None)
+        if tag == "script" and name:
+            self.scripts[name] = data
+        elif tag == "td":
+            self.cells.append(data)
+
+
+def page(folder, tmp_path, **more):
+    summary = write(folder, tmp_path / "report", **more)
+    text = summary.index.read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert outline.open == [] and len(set(outline.ids)) == len(outline.ids)
+    return summary, text, outline
+
+
+def test_the_report_is_complete_and_offline(tmp_path):
+    summary, text, outline = page(store(tmp_path, grid()), tmp_path)
+    files = {p.relative_to(tmp_path / "report").as_posix() for p in (tmp_path / "report").rglob("*") if p.is_file()}
+    names = ("accuracy-sparsity", "accuracy-flops", "curves", "ratios")
+    assert files == {"index.html", "leaderboard.md", "cells.csv"} | {
+        f"figures/{n}.{k}" for n in names for k in ("svg", "png")
+    }
+    assert not [a for a in outline.addresses if a.startswith(("http", "//"))]
+    assert "default-src 'none'" in text and "connect-src" not in text
+    assert summary.index == tmp_path / "report" / "index.html" and summary.set_aside == []
+    assert {"leaderboard", "accuracy-0-9", "cells", "flops", "time", "memory", "failures", "machines"} <= set(
+        outline.ids
+    )
+    anchors = {a[1:] for a in outline.addresses if a.startswith("#")}
+    assert anchors and anchors <= set(outline.ids)
+    specs = json.loads(outline.scripts["specs"])
+    # 2 tasks × (sparsity, two FLOPs conventions, three curves) and five ratios.
+    assert len(specs) == 2 * 6 + 5 and set(specs) <= set(outline.ids)
+    assert "export{" in json.loads(outline.scripts["datatables"])
+    assert text.count("One multiply-add = 2 FLOPs") >= 3
+
+
+def test_leaderboard_for_the_terminal_is_compact(tmp_path):
+    summary, _, _ = page(store(tmp_path, grid()), tmp_path)
+    lines = summary.leaderboard.splitlines()
+    assert lines[0] == "Leaderboard" and [line.split()[1] for line in lines[4:7]] == ["rigl", "set", "dense"]
+    assert max(len(line) for line in lines[:7]) < 120 and "One multiply-add = 2 FLOPs" in summary.leaderboard
+
+
+def test_cells_csv_holds_every_cell(tmp_path):
+    page(store(tmp_path, grid()), tmp_path)
+    with open(tmp_path / "report" / "cells.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3 and {row["n"] for row in rows} == {"3"}
+    row = next(r for r in rows if (r["task"], r["sparsity"], r["method"]) == ("digits/mlp", "0.9", "rigl"))
+    assert float(row["mean"]) == pytest.approx(0.86) and float(row["retention"]) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        grid(methods=("rigl",), tasks=("digits/mlp",), seeds=1),
+        grid(dense=False),
+        grid(methods=()),
+        [make(status=s, seed=i) for i, s in enumerate(("diverged", "collapsed", "off_target", "timeout", "skipped"))],
+        [make(**dict.fromkeys(("flops", "time", "energy", "memory", "curve", "machine", "code", "stamps", "params")))],
+        [*grid(seeds=1), make(id={"kernel": "compact"}), make("dense:adam", None), make(id={"budget": 5.0})],
+        [make(score={"metric": "perplexity", "chance": None, "test": 20.0}), make(seed=1, status="oom")],
+        [make(test=0.1), make("dense", None, test=0.1)],
+    ],
+    ids=["none", "one method", "no dense", "only dense", "all failed", "no blocks", "settings", "no chance", "chance"],
+)  # fmt: skip
+def test_it_works_with_little_and_loses_nothing(records, tmp_path):
+    summary, text, outline = page(store(tmp_path, records), tmp_path)
+    assert f"<b>{len(records)}</b> runs" in text
+    for record in records:
+        assert record["id"]["method"] in outline.cells and record["id"]["method"] in summary.leaderboard
+        if record["status"]["name"] != "ok":
+            assert f"{record['id']['key']}-1.json" in outline.cells
+    assert (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8").startswith("# dstbench\n")
+
+
+def test_several_settings_have_boards_of_their_own(tmp_path):
+    records = [*grid(), *[make(m, s, id={"kernel": "compact"}) for m, s in (("dense", None), ("rigl", 0.9))]]
+    summary, _, outline = page(store(tmp_path, records), tmp_path)
+    assert "leaderboard-2" in outline.ids and summary.leaderboard.count("Leaderboard (budget 1") == 2
+    assert (tmp_path / "report" / "figures" / "ratios-2.svg").exists()
+
+
+def test_set_aside_superseded_and_stale_records_are_listed(tmp_path):
+    records = grid(seeds=2)
+    store(tmp_path, records)
+    key = records[-1]["id"]["key"]
+    (tmp_path / "records" / "000000000000-1.json").write_text("{")
+    (tmp_path / "records" / f"{key}-2.json").write_text(json.dumps(records[-1]))
+    names = {"rigl": {"family": "dynamic", "citation": "Evci et al. 2020"}}
+    summary, text, outline = page(tmp_path, tmp_path, stale=[key], names=names)
+    assert [(path.name, reason[:7]) for path, reason in summary.set_aside] == [("000000000000-1.json", "corrupt")]
+    assert {"000000000000-1.json", f"replaced by {key}-2.json", f"{key}-2.json", "Evci et al. 2020"} <= set(
+        outline.cells
+    )
+    assert "<b>1</b> stale" in text and "<b>1</b> files set aside" in text
+    markdown = (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "000000000000-1.json" in markdown and f"{key}-2.json" in markdown
+
+
+def test_records_are_shown_never_run(tmp_path):
+    evil = "</script><script>alert(1)</script><!--"
+    records = grid(methods=("rigl", evil), seeds=1)
+    records.append(make("set", status="error"))
+    records[-1]["status"]["reason"] = evil
+    _, text, outline = page(store(tmp_path, records), tmp_path, names={"rigl": {"citation": evil}})
+    assert outline.cells.count(evil) > 10 and "<script>alert(1)" not in text
+    assert len(re.findall(r"<script\b", text.split("<script type", 1)[0])) == 0
+    assert "&lt;script&gt;alert(1)" in text
+    assert any(evil in str(spec) for spec in json.loads(outline.scripts["specs"]).values())
+    assert "<script" not in (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def mutants():
+    """Records with one field of one block replaced by something that does not belong there."""
+    base = make(energy=[{"component": "cpu", "source": "s", "joules": 1.0, "scope": "", "shared": False, "note": ""}])
+    seed = 1000
+    for block in base:
+        fields = list(base[block]) if isinstance(base[block], dict) else [None]
+        for field in fields:
+            for value in (None, -1, 1e308, "x", [], {}, [None], {"a": [1]}):
+                seed += 1
+                record = json.loads(json.dumps(base))
+                record["id"]["seed"] = seed
+                record["id"]["key"] = f"{seed:012x}"
+                if field is None:
+                    record[block] = value
+                else:
+                    record[block][field] = value
+                yield f"{seed:012x}", record
+
+
+def test_no_single_wrong_field_stops_the_report(tmp_path):
+    (tmp_path / "records").mkdir()
+    found = list(mutants())
+    for key, record in found:
+        (tmp_path / "records" / f"{key}-1.json").write_text(json.dumps(record))
+    summary, text, _ = page(tmp_path, tmp_path)
+    loaded = int(re.search(r"<b>(\d+)</b> runs", text)[1])
+    replaced = text.count("replaced by")
+    assert loaded + len(summary.set_aside) + replaced == len(found)
+    assert loaded > 50 and len(summary.set_aside) > 300
+
+
+def test_135_runs_take_seconds(tmp_path):
+    methods = [f"method{i}" for i in range(7)]
+    records = grid(methods, ("a", "b", "c"))
+    long = {"step": list(range(480)), "loss": [1.0] * 480, "density": [0.1] * 480, "valid": [None] * 479 + [0.9]}
+    assert len(records) == 135
+    store(tmp_path, [record | {"curve": long} for record in records])
+    write(tmp_path / "nothing", tmp_path / "warm")
+    start = time.process_time()
+    summary = write(tmp_path, tmp_path / "report")
+    assert time.process_time() - start < 10  # 3 s alone; other work on the machine stretches it
+    assert summary.index.stat().st_size < 4_000_000
+
+
+def test_importing_reports_is_light():
+    heavy = ("torch", "altair", "vl_convert", "seaborn", "matplotlib", "itables", "scipy", "jinja2")
+    code = f"import sys, reports.page; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,161 @@
+"""What charts draw: looks, points, binned curves, ratios; and the specifications made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+
+from reports import boards, charts, costs, series
+from reports.load import frame
+
+
+def make(method="rigl", sparsity=0.9, seed=0, test=0.9, status="ok", task="digits/mlp", **blocks):
+    """A complete record; a failed one has null blocks. Keyword arguments update blocks field by field."""
+    who = {"task": task, "task_version": 1, "method": method, "method_version": 1, "hyperparameters": {}, "seed": seed}
+    who |= {"sparsity": sparsity, "budget": 1.0, "precision": "fp32", "kernel": "masked", "device": "cpu", "threads": 1}
+    who |= {"data": "d" * 12} | blocks.pop("id", {})
+    key = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+    share = 1.0 if sparsity is None else 1 - sparsity
+    record = {
+        "score": {"metric": "accuracy", "higher_is_better": True, "chance": 0.1, "target": None, "valid": test},
+        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}},
+        "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
+                  "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
+                  "dense_gradient_steps": 3, "source": "masks"},
+        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "simulated": True},
+        "energy": [],
+        "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,
+                   "peak_over_start": 10.0, "peak_resident": 20.0, "cuda_allocated": None, "cuda_reserved": None},
+        "curve": {"step": [0, 1], "loss": [2.0, 1.0], "density": [1.0, share], "valid": [None, test]},
+    }  # fmt: skip
+    record["score"]["test"], record["sparsity"]["on_target"] = test, status != "off_target"
+    if status not in ("ok", "off_target", "collapsed"):
+        record = dict.fromkeys(record)
+    record["machine"] = {"name": "a" * 12, "cpu": "test", "cores": 2, "memory": 2**33, "gpu": None, "os": "Linux"}
+    record["machine"]["python"] = "3.11"
+    record["code"] = {"versions": {"torch": "2.15.0"}, "method_source": "s", "commit": None}
+    record["stamps"] = {"started": "2025-01-01", "finished": "2025-01-01", "resumed": 0, "shared": False}
+    record |= {"schema": 1, "id": {"key": key} | who, "params": {"recipe": {"steps": 3}, "own_tuning": False}}
+    record["status"] = {"name": status, "reason": "because" if status != "ok" else "", "traceback": ""}
+    for name, fields in blocks.items():
+        record[name] = fields if not isinstance(fields, dict) or record[name] is None else record[name] | fields
+    return record
+
+
+def tables(records):
+    runs = frame(records)
+    cells = boards.cells(runs)
+    return runs, cells, series.points(cells, costs.flops(runs), runs)
+
+
+def grid():
+    found = [make("dense", None, s, 0.9) for s in range(2)]
+    for name, test in (("rigl", 0.85), ("set", 0.8)):
+        found += [make(name, level, s, test + 0.01 * s) for level in (0.9, 0.95) for s in range(2)]
+    return found
+
+
+def test_looks_are_distinct_and_stable():
+    names = [f"m{i:02d}" for i in range(56)]
+    looks = series.looks(frame([make("dense", None), make("dense:adam", None), *[make(n) for n in names[:55]]]))
+    assert len({(look.colour, look.shape) for look in looks.values()}) == 57
+    assert looks["dense"].colour == "#000000" and next(iter(looks)) == "dense"
+    assert series.looks(frame([make("rigl"), make("set")])) == series.looks(frame([make("set"), make("rigl")]))
+    assert len(set(series.SHAPES)) == 8 and len(set(series.COLOURS)) == 8
+
+
+def test_points_hold_intervals_costs_and_runs_off_target():
+    records = [*grid(), make("linbreg", 0.95, 0, 0.7, status="off_target")]
+    records[-1]["sparsity"]["achieved"] = 0.93
+    _, _, points = tables(records)
+    row = points[(points["method"] == "rigl") & (points["sparsity"] == 0.95)].iloc[0]
+    assert row["mean"] == pytest.approx(0.855) and row["low"] < 0.855 < row["high"]
+    assert row["ratio"] == pytest.approx(0.05) and row["papers"] == pytest.approx(0.04)
+    assert abs(row["x"] - 0.95) < 0.005
+    away = points[points["off"].astype(bool)].iloc[0]
+    assert (away["method"], away["x"], away["mean"]) == ("linbreg", 0.93, 0.7) and math.isnan(away["low"])
+    assert points.loc[points["dense"].astype(bool), "x"].isna().all()
+    assert not points.loc[~points["dense"].astype(bool), "x"].duplicated().any()
+
+
+def test_domain_leaves_failures_out_and_unseen_names_them():
+    records = [*grid(), make("static", 0.9, 0, 0.8), make("static", 0.9, 1, status="error")]
+    records += [make("snip", 0.9, s, status="diverged") for s in range(2)]
+    _, cells, points = tables(records)
+    low, high = series.domain(points)
+    assert 0.7 < low < 0.8 and 0.9 < high < 1.0
+    assert series.unseen(points, cells) == ["snip at 90 % failed", "static at 90 % outside"]
+
+
+def test_curves_are_binned():
+    steps = list(range(500))
+    curve = {"step": steps, "loss": [float(s) for s in steps], "density": [1.0] * 499 + [0.1]}
+    curve["valid"] = [None] * 250 + [0.5] + [None] * 249
+    records = [make(curve=curve), make("set"), make("x", status="error")]
+    runs = frame(records)
+    table = series.curves(runs, records)
+    long = table[table["method"] == "rigl"]
+    assert len(long) == 60 and long["step"].iloc[-1] == 499 and long["density"].iloc[-1] == 0.1
+    assert long["loss"].mean() == pytest.approx(np.mean(steps), abs=0.5)
+    assert list(long["valid"].dropna()) == [0.5]
+    assert len(table[table["method"] == "set"]) == 2 and "x" not in set(table["method"])
+    assert len(series.curves(runs, records, budget=20)) == 10 + 2
+    assert series.curves(frame([]), []).empty
+
+
+def test_infinite_losses_leave_gaps():
+    records = [make(curve={"loss": [1.0, math.inf]})]
+    assert series.curves(frame(records), records)["loss"].isna().sum() == 1
+
+
+def test_ratios_name_what_seconds_are_worth():
+    records = [*grid()]
+    runs = frame(records)
+    memory = costs.ratios(costs.remembered(runs, "training_state"))
+    table = series.ratios(costs.flops(runs), memory, costs.ratios(costs.timed(runs)))
+    assert set(table["measure"]) == {
+        "Training FLOPs", "Training FLOPs, papers' convention", "Inference FLOPs", "Training memory",
+        "Training time (simulated sparsity)",
+    }  # fmt: skip
+    assert set(table["method"]) == {"rigl", "set"} and table["value"].notna().all()
+
+
+def specs(records):
+    runs, _, points = tables(records)
+    looks = series.looks(runs)
+    curves = series.curves(runs, records)
+    memory = costs.ratios(costs.remembered(runs, "training_state"))
+    ratios = series.ratios(costs.flops(runs), memory, costs.ratios(costs.timed(runs)))
+    yield charts.accuracy_sparsity(points, looks, "accuracy")
+    yield charts.accuracy_flops(points, looks, "accuracy", "ratio")
+    yield charts.accuracy_flops(points, looks, None, "papers")
+    yield charts.curves(curves, looks, "loss", "training loss", 0.95)
+    yield charts.ratio_chart(ratios[ratios["measure"] == "Training FLOPs"], looks, "Training FLOPs")
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_charts_compile_offline_with_one_domain_of_colour_and_shape(off):
+    import vl_convert
+
+    records = [*grid(), make("linbreg", 0.95, 0, 0.7, status="off_target")] if off else grid()
+    for spec in specs(records):
+        text = json.dumps(spec, allow_nan=False)
+        assert "http" not in text and spec["width"] == "container" and spec["description"]
+        rows = {
+            n: [dict(zip(c, v, strict=True)) for v in zip(*c.values(), strict=True)]
+            for n, c in spec["datasets"].items()
+        }
+        drawn = vl_convert.vegalite_to_svg(spec | {"datasets": rows, "width": 300})
+        assert drawn.count("<path") > 5
+        domains = {json.dumps(d) for d in find(spec, "domain") if isinstance(d[0], str)}
+        assert len(domains) == 1 and '"dense", ' in domains.pop()
+
+
+def find(spec, key):
+    children = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    here = [spec[key]] if isinstance(spec, dict) and key in spec else []
+    return here + [found for child in children for found in find(child, key)]
