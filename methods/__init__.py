@@ -18,6 +18,11 @@ METHODS = (
     Entry("set", "methods.dynamic:SET", "dynamic", SET),
     Entry("rigl", "methods.dynamic:RigL", "dynamic", RIGL),
     Entry("linbreg", "methods.bregman:LinBreg", "bregman", BREGMAN),
+    Entry("linbreg:ema", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "ema"}),
+    Entry("linbreg:heavy_ball", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "heavy_ball"}),
     Entry("adabreg", "methods.bregman:AdaBreg", "bregman", BREGMAN),
     Entry("ml_linbreg", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL),
+    Entry(
+        "ml_linbreg:heavy_ball", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets={"momentum": "heavy_ball"}
+    ),
 )

@@ -24,7 +24,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "beta": (lambda x: 0 <= x < 1, "a decay in [0, 1)"),
     "lam": (lambda x: x >= 0, "a number that is not negative"),
     "delta": (lambda x: x > 0, "a number above 0"),
-    "scale": (lambda x: x > 0, "a number above 0"),
+    "scale": (lambda x: x >= 0, "a number above 0, or 0 for the recipe's"),
 }
 KEPT = {"dual": "of every weight, zero or not", "momentum": "of every weight, zero or not"}
 
@@ -37,8 +37,9 @@ class LinBreg(Method):
     that the density is exactly on a curve from `start_density` (0: half the target, at least 5 %; never above the
     target) to the target, which it reaches at the share `ramp` of the run. "fixed": it is `lam`, and the sparsity is
     what it will be. "multiplicative": from `lam` on by the rule of arXiv 2605.07892. `repair` carries the duals along
-    when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate:
-    the recipe's, divided by 1 - its momentum for all but the heavy ball, which accumulates by itself.
+    when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate
+    (0: the recipe's `plain_scale`), which is lr / (1 - momentum) of the recipe for rules that do not accumulate
+    themselves; the heavy ball takes lr as it is.
     Reference: Bungert et al., arXiv 2105.04319, algorithms 1 and 2.
     """
 
@@ -48,8 +49,8 @@ class LinBreg(Method):
     delta: float = 1.0
     momentum: str = ""
     beta: float = 0.9
-    scale: float = 0.3
-    allocation: str = "uniform"
+    scale: float = 0.0
+    allocation: str = "erk"
     init: str = "sparse"
     start_density: float = 0.0
     ramp: float = 0.3
@@ -88,8 +89,9 @@ class LinBreg(Method):
         return partial(rule, beta=self.beta) if self.momentum else rule
 
     def lr(self, t: int) -> float:
-        accumulates = self.kind == "adam" or self.momentum == "heavy_ball"
-        return self.scale * super().lr(t) / (1 if accumulates else 1 - self.recipe.momentum)
+        if self.kind == "adam" or self.momentum == "heavy_ball":
+            return (self.scale or 1.0) * super().lr(t)
+        return (self.scale or self.recipe.plain_scale) * super().lr(t) / (1 - self.recipe.momentum)
 
     def setup(self, gradients: Gradients) -> None:
         densities = allocate(self.allocation, self.layers, self.density(0))
@@ -149,7 +151,6 @@ class AdaBreg(LinBreg):
     Reference: Bungert et al., arXiv 2105.04319, algorithm 3.
     """
 
-    scale: float = 1.0
     beta2: float = 0.999
     eps: float = 1e-8
     corrected: bool = True

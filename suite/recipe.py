@@ -17,15 +17,17 @@ class Recipe:
     """Steps, batch, optimiser and schedule of a task at full budget.
 
     `lr` and `weight_decay` have an entry for each kind of optimiser, `sgd` and `adam`, tuned on dense training alone;
-    `optimizer` is the kind that methods without a kind of their own use. `warmup` is a share of the steps, `clip` a
-    bound on the gradient's norm (0: none), `accumulate` the number of micro-batches a step, `precision` fp32, bf16 or
-    fp16. ValueError for an unknown name and for sizes that do not fit.
+    `plain_scale` caps lr / (1 - momentum), the rate of rules without momentum. `optimizer` is the kind that methods
+    without a kind of their own use. `warmup` is a share of the steps, `clip` a bound on the gradient's norm (0: none),
+    `accumulate` the number of micro-batches a step, `precision` fp32, bf16 or fp16. ValueError for an unknown name and
+    for sizes that do not fit.
     """
 
     steps: int
     batch: int
     lr: Mapping[str, float]
     weight_decay: Mapping[str, float] = field(default_factory=lambda: {"sgd": 5e-4, "adam": 0.05})
+    plain_scale: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False

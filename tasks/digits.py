@@ -37,7 +37,7 @@ VIT = VisionTask(
         "depth": 2,
         "num_heads": 4,
     },
-    recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, optimizer="adam", warmup=0.1),
+    recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, plain_scale=0.3, optimizer="adam", warmup=0.1),
     chance=0.1,
     target=0.93,
 )

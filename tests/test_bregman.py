@@ -245,11 +245,16 @@ def test_flops_of_a_run_follow_its_density(blobs: Any, name: str) -> None:
 
 
 def test_learning_rates_follow_the_fairness_rule() -> None:
-    for name, factor in (("linbreg", 3.0), ("linbreg ema", 3.0), ("linbreg heavy ball", 0.3), ("ml_linbreg", 3.0)):
-        method = make(name)
-        begin(method)
-        assert method.kind == "sgd"
-        assert method.lr(7) == pytest.approx(factor * 0.05 * method.recipe.factor(7)), name
+    for name, factor in (("linbreg", 10), ("linbreg ema", 10), ("linbreg heavy ball", 1), ("ml_linbreg", 10)):
+        for cap in (1.0, 0.3):
+            method = make(name)
+            begin(method, plain_scale=cap)
+            assert method.kind == "sgd"
+            expected = factor * (cap if factor > 1 else 1) * 0.05 * method.recipe.factor(7)
+            assert method.lr(7) == pytest.approx(expected), name
+    own = make("linbreg", scale=0.5)
+    begin(own, plain_scale=0.3)
+    assert own.lr(7) == pytest.approx(0.5 * 10 * 0.05 * own.recipe.factor(7))
     ada = make("adabreg", scale=0.1)
     begin(ada)
     assert ada.kind == "adam" and ada.lr(7) == pytest.approx(0.1 * 0.01 * ada.recipe.factor(7))
@@ -265,7 +270,7 @@ def test_weight_decay_is_the_recipes_and_spares_biases() -> None:
 @pytest.mark.parametrize("init", ("sparse", "dense"))
 def test_start_is_the_shared_sparse_start(init: str) -> None:
     before = [p.detach().clone() for p in network().parameters() if p.dim() > 1]
-    method = LinBreg(init=init, sparsity=0.5, start_density=0.1)
+    method = LinBreg(init=init, sparsity=0.5, start_density=0.1, allocation="uniform")
     model = begin(method)
     for layer, dense in zip(model.layers, before, strict=True):
         factor = 1 / math.sqrt(layer.density) if init == "sparse" else 1.0

@@ -11,7 +11,9 @@ import pytest
 from methods import METHODS
 from suite.method import Method
 
-NAMES = ("dense", "static", "magnitude", "set", "rigl", "linbreg", "adabreg", "ml_linbreg", "dense:sgd", "dense:adam")
+QUICK = ("dense", "static", "magnitude", "set", "rigl", "linbreg", "adabreg", "ml_linbreg")
+VARIANTS = ("dense:sgd", "dense:adam", "linbreg:ema", "linbreg:heavy_ball", "ml_linbreg:heavy_ball")
+NAMES = QUICK + VARIANTS
 
 
 def test_names() -> None:
