@@ -94,6 +94,7 @@ def run(
         list[str] | None, _option("--set", metavar="METHOD_OR_TASK.FIELD=VALUE", help="Set a field; repeatable.")
     ] = None,
     timeout: Annotated[str | None, _option("--timeout", metavar="2h", help="Limit on each run.")] = None,
+    watts_per_core: Annotated[float | None, _option("--watts-per-core", help="For the estimate of energy.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their cost; run nothing.")] = False,
     retry: Annotated[
         str | None, _option("--retry", metavar="STATUS,…", help="Repeat runs of these statuses; also: stale.")
@@ -105,7 +106,7 @@ def run(
     from suite import plan as plans
 
     options: dict[str, Any] = {"kernel": kernel, "device": device, "precision": precision, "threads": threads}
-    options |= {"budget": budget, "timeout": timeout, "set": _pairs(set_)}
+    options |= {"budget": budget, "timeout": timeout, "watts_per_core": watts_per_core, "set": _pairs(set_)}
     for name, text in (("methods", methods), ("tasks", tasks), ("sparsity", sparsity), ("seeds", seeds)):
         options[name] = None if text is None else [part.strip() for part in text.split(",")]
     files = _files(plugin)

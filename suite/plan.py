@@ -29,7 +29,8 @@ class Run:
 
     `hyperparameters` and `recipe` (overrides, dotted into mappings: "lr.sgd") hold what differs from the defaults;
     `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint.
-    `plugins`, `data_root`, `timeout` (seconds), `download` and `save_models` say how to run it, not what it is.
+    `plugins`, `data_root`, `timeout` (seconds), `watts_per_core` (None: the meter's default), `download` and
+    `save_models` say how to run it, not what it is.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Run:
     plugins: tuple[str, ...] = ()
     data_root: str | None = None
     timeout: float | None = None
+    watts_per_core: float | None = None
     download: bool = False
     save_models: bool = False
 
@@ -94,7 +96,7 @@ def expand(
     """
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
     shared = replace(shared, plugins=tuple(plugins), data_root=data_root, download=download)
-    shared = replace(shared, timeout=plan.timeout, save_models=save_models)
+    shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
     tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]
     runs: dict[str, Run] = {}

@@ -49,6 +49,7 @@ class Plan(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     timeout: Annotated[float | None, BeforeValidator(seconds)] = None
+    watts_per_core: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     set: dict[str, Any] = {}
 
     @field_validator("sparsity", mode="before")

@@ -95,9 +95,10 @@ class _Execution:
             "method": method.hyperparameters(),
             "recipe": json.loads(json.dumps(asdict(training.recipe))),
             "period": training.recipe.period,
+            "kind": method.kind,
             "own_tuning": bool(run.recipe),
         }
-        self.meters = energy.meters(training.device, self.shared)
+        self.meters = energy.meters(training.device, self.shared, run.watts_per_core or energy.WATTS_PER_CORE)
         for meter in self.meters:
             meter.start()
         try:

@@ -70,6 +70,19 @@ def module_output(net: nn.Module, training: bool, x: torch.Tensor) -> torch.Tens
     return net(x)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_networks_of_timm_see_the_masks(name: str, training: bool) -> None:
+    x = torch.randn(2, 3, 224, 224)
+    model = SparseModel(timm.create_model(name), x)
+    model.net.train(training)
+    with torch.no_grad():
+        before = model(x).clone()
+        masks(model, 0.0)
+        bias = model.net.get_classifier().bias
+        assert torch.equal(model(x), bias.expand(2, -1)) and not torch.allclose(before, bias.expand(2, -1))
+
+
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("training", [True, False])
 def test_masking_all_weights_to_nothing_changes_the_output(case, kernel: str, training: bool) -> None:

@@ -72,7 +72,9 @@ IDENTITY = {
     "budget": 0.5, "precision": "bf16", "kernel": "compact", "device": "cuda", "threads": 2, "data": "1" * 12,
     "task_version": 2, "method_version": 2,
 }  # fmt: skip
-HOW = {"plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "download": True, "save_models": True}
+HOW = {
+    "plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "watts_per_core": 9.0, "download": True, "save_models": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IDENTITY)

@@ -128,6 +128,13 @@ def test_models_are_saved_with_their_masks(tmp_path: Path) -> None:
         assert mask.dtype == torch.bool and not tensors[name.removesuffix("#mask")][~mask].any()
 
 
+def test_watts_per_core_scale_the_estimate_and_not_the_identity(tmp_path: Path) -> None:
+    found = do(tmp_path / "a", "static", watts_per_core=100.0)
+    (reading,) = [e for e in found["energy"] if e["source"] == "estimated:cpu-time"]
+    assert "100 W per core" in reading["note"]
+    assert found["id"]["key"] == do(tmp_path / "b", "static")["id"]["key"]
+
+
 def test_recipe_overrides_and_precision_reach_the_run(tmp_path: Path) -> None:
     found = do(tmp_path, "dense", None, recipe={"lr.sgd": 0.01}, precision="bf16")
     recipe = found["params"]["recipe"]
