@@ -81,6 +81,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def distribution() -> str:
+    """This package and its version."""
+    try:
+        return f"dstbench {metadata.version('dstbench')}"
+    except metadata.PackageNotFoundError:
+        return "dstbench, not installed"
+
+
 def commit(path: Path | str) -> str | None:
     """The git commit of the folder `path`, "-dirty" added if tracked files changed; None where nothing is tracked."""
     git = ["git", "-C", str(path)]

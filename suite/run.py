@@ -175,7 +175,7 @@ class _Execution:
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
             "method_source": registry.source_hash(entry),
-            "distribution": entry.origin,
+            "distribution": machine.distribution() if entry.origin == "built-in" else entry.origin,
         }
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------

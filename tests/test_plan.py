@@ -73,7 +73,8 @@ IDENTITY = {
     "task_version": 2, "method_version": 2,
 }  # fmt: skip
 HOW = {
-    "plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "watts_per_core": 9.0, "download": True, "save_models": True,
+    "plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "watts_per_core": 9.0,
+    "download": True, "save_models": True,
 }  # fmt: skip
 
 
