@@ -93,7 +93,9 @@ def run(
     set_: Annotated[
         list[str] | None, _option("--set", metavar="METHOD_OR_TASK.FIELD=VALUE", help="Set a field; repeatable.")
     ] = None,
-    timeout: Annotated[str | None, _option("--timeout", metavar="2h", help="Limit on each run.")] = None,
+    timeout: Annotated[
+        str | None, _option("--timeout", metavar="2h", help="Limit on each run; default 24h, quick 10m.")
+    ] = None,
     watts_per_core: Annotated[float | None, _option("--watts-per-core", help="For the estimate of energy.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their cost; run nothing.")] = False,
     retry: Annotated[

@@ -111,7 +111,7 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """Dense, detached, read-only values; zero where nothing is stored."""
+        """Dense, detached, read-only view, zero where nothing is stored; it may follow the weight: clone to keep."""
         self.pack()
         return self.kernel.dense(self, self.parameter.detach(), self.reserve.get("weight"))
 

@@ -65,8 +65,7 @@ class Run:
     @property
     def key(self) -> str:
         """The first 12 hex digits of the sha256 of schema and identity in canonical JSON."""
-        text = json.dumps({"schema": SCHEMA, **self.identity()}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return key_of(self.identity())
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that JSON carries unchanged."""
@@ -80,6 +79,12 @@ class Run:
     def __str__(self) -> str:
         sparsity = "dense" if self.sparsity is None else f"{self.sparsity:g}"
         return f"{self.key} {self.method} {self.task} {sparsity} seed {self.seed}"
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """The key of an identity; ValueError for numbers that are not finite."""
+    text = json.dumps({"schema": SCHEMA, **identity}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def expand(

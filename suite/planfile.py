@@ -48,7 +48,7 @@ class Plan(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
-    timeout: Annotated[float | None, BeforeValidator(seconds)] = None
+    timeout: Annotated[float | None, BeforeValidator(seconds)] = 24 * 3600.0
     watts_per_core: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     set: dict[str, Any] = {}
 

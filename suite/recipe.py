@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 KINDS = ("sgd", "adam")
+SCHEDULES = ("cosine", "poly", "tanh")  # timm's that are pure functions of the step
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Recipe:
         for name, choices in (("optimizer", KINDS), ("precision", ("fp32", "bf16", "fp16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"recipe.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        for name, good, wanted in (
+            ("momentum", 0 <= self.momentum < 1, "a factor in [0, 1)"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the steps in [0, 1)"),
+            ("clip", self.clip >= 0, "a norm, or 0 for none"),
+            ("plain_scale", self.plain_scale > 0, "a factor above 0"),
+        ):
+            if not good:
+                raise ValueError(f"recipe.{name} is {getattr(self, name)}; give {wanted}")
         if self.batch % self.accumulate:
             raise ValueError(f"recipe.batch {self.batch} does not split into {self.accumulate} equal micro-batches")
         for name in ("steps", "batch", "accumulate"):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from suite.plan import SCHEMA, Run
+from suite.plan import SCHEMA, Run, key_of
 
 STATUSES = ("ok", "diverged", "collapsed", "off_target", "timeout", "oom", "error", "interrupted", "skipped")
 BLOCKS = ("params", "score", "sparsity", "flops", "time", "energy", "memory", "curve", "hashes", "machine", "code")
@@ -86,6 +86,14 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"holds key {key!r}, its name says {name[1]}")
     if status not in STATUSES:
         raise ValueError(f"unknown status {status!r}")
+    identity = {k: v for k, v in record["id"].items() if k != "key"}
+    if key_of(identity) != key:
+        raise ValueError(
+            "the identity is not the one that its key was made of: it was changed by hand, or is no record"
+        )
+    for block in BLOCKS:
+        if not isinstance(record.get(block), list if block == "energy" else dict) and record.get(block) is not None:
+            raise ValueError(f"block {block!r} is {record[block]!r}")
     return record
 
 

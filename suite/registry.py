@@ -178,13 +178,18 @@ def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_hash(entry: Entry) -> str:
-    """12 hex digits over the modules of the class and of its bases outside `suite`; imports them."""
+    """12 hex digits over the class's module, those of its bases and those they use of the same packages."""
     found = entry.load()
     kinds = (found if isinstance(found, type) else type(found)).__mro__
-    ours = ("suite", "builtins", "typing")
-    modules = dict.fromkeys(k.__module__ for k in kinds if k.__module__.split(".")[0] not in ours)
+    homes = {k.__module__.split(".")[0] for k in kinds} - {"suite", "builtins", "typing"}
+    modules, left = set(), [k.__module__ for k in kinds]
+    while left:
+        if (name := left.pop()).split(".")[0] in homes and name not in modules:
+            modules.add(name)
+            used = vars(sys.modules[name]).values() if name in sys.modules else ()
+            left += [str(getattr(u, "__module__", None) or getattr(u, "__name__", "")) for u in used]
     digest = hashlib.sha256()
-    for name in modules:
+    for name in sorted(modules):
         if file := getattr(sys.modules.get(name), "__file__", None):
             digest.update(Path(file).read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()[:12]
@@ -199,6 +204,10 @@ def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
         found[entry.name] = entry
     for path in plugins:
         for name, entry in _of_file(kind, Path(path)).items():
+            if name in found and ".py:" not in found[name].target:
+                raise RegistryError(
+                    f"{entry.origin} and {found[name].origin} both name a {kind} {name!r}: give yours another name"
+                )
             found[name] = entry
     return found
 

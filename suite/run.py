@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -18,7 +18,7 @@ import torch
 
 from suite import machine, record, registry
 from suite.meters import energy
-from suite.meters.crosscheck import ptflops_macs
+from suite.meters.crosscheck import counted, ptflops_macs
 from suite.meters.flops import measure
 from suite.meters.memory import model_bytes
 from suite.method import Method
@@ -26,6 +26,7 @@ from suite.model import SparseModel
 from suite.plan import Run
 from suite.task import Task
 from suite.train import Diverged, Training
+from suite.values import plain
 
 CHECKPOINT_SECONDS = 2.0
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight
@@ -92,8 +93,8 @@ class _Execution:
         task.prepare()
         training = Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
         out["params"] = {
-            "method": method.hyperparameters(),
-            "recipe": json.loads(json.dumps(asdict(training.recipe))),
+            "method": plain(method.hyperparameters()),
+            "recipe": plain(asdict(training.recipe)),
             "period": training.recipe.period,
             "kind": method.kind,
             "own_tuning": bool(run.recipe),
@@ -116,6 +117,9 @@ class _Execution:
     def _judge(self, training: Training) -> dict[str, str]:
         """Score, sparsity and hashes at the last step, and the status that follows from them."""
         task, model, out = training.task, training.model, self.record
+        lost = [name for name, tensor in values(model).items() if not tensor.isfinite().all()]
+        if lost:
+            raise Diverged(f"{', '.join(lost[:3])} of the network is not finite after the last step")
         training.curve["valid"][-1] = valid = training.evaluate("valid")
         out["score"] = {
             **{key: getattr(task, key) for key in ("metric", "higher_is_better", "chance", "target")},
@@ -160,14 +164,15 @@ class _Execution:
         out, model, book = self.record, training.model, training.book
         simulated = any(layer.kernel.simulated for layer in model.layers) and self.run.sparsity is not None
         out["curve"] = training.curve
-        out["flops"] = flops = book.block(model.dense_passes, model.cost())
-        flops["check"] = crosscheck(training.task)
+        book.charged = training.method.charged
+        out["flops"] = book.block(model.dense_passes, model.cost())
         out["time"] = training.clock.block(training.t, simulated)
         moved = 0 if training.memory.model is None else 2 * model_bytes(model)[0] * training.t
         readings = energy.add([meter.stop() for meter in self.meters], self.used)
         out["energy"] = [asdict(r) for r in (*readings, energy.modelled_ops(book.total, moved))]
         if training.memory.model is not None:
             out["memory"] = {**training.memory.block(), "start_method": self.start_method}
+        out["flops"]["check"] = crosscheck(training.task)  # last, so that it is in no other figure
 
     def _code(self) -> dict[str, Any]:
         entry = registry.methods(self.run.plugins)[self.run.method]
@@ -180,6 +185,9 @@ class _Execution:
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
+    def _made_by(self) -> list[str]:
+        return [self.record["code"]["method_source"], str(torch.__version__)]
+
     @property
     def _file(self) -> Path:
         return self.work / "checkpoint.pt"
@@ -190,6 +198,9 @@ class _Execution:
             training.setup()
             return
         saved = torch.load(self._file, map_location="cpu", weights_only=True)
+        if saved["made_by"] != self._made_by():  # half of one version and half of another would be neither's result
+            training.setup()
+            return
         training.load(saved["training"])
         self.resumed = saved["resumed"] + 1
         self.used = saved["energy"]
@@ -201,7 +212,8 @@ class _Execution:
     def _save(self, training: Training) -> None:
         self.saved_at = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
-        state = {"training": training.state(), "resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
+        state = {"made_by": self._made_by(), "training": training.state(), "resumed": self.resumed}
+        state["energy"] = energy.state(self.meters, self.used)
         temporary = self._file.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             torch.save(state, file)
@@ -210,36 +222,43 @@ class _Execution:
         temporary.rename(self._file)
 
 
+def values(model: SparseModel) -> dict[str, torch.Tensor]:
+    """Every parameter (a Layer's dense) and buffer by its name in the state dict."""
+    layers = {layer.key: layer for layer in model.layers}
+    found = {n: layers[n].weight if n in layers else p.detach() for n, p in model.net.named_parameters()}
+    return {**found, **dict(model.net.named_buffers())}
+
+
 def hashes(model: SparseModel) -> dict[str, str]:
     """sha256 of all weights and buffers (dense values), and of all masks."""
     weights, masks = hashlib.sha256(), hashlib.sha256()
-    layers = {layer.key: layer for layer in model.layers}
-    values = {**dict(model.net.named_parameters()), **dict(model.net.named_buffers())}
-    for name in sorted(values):
-        tensor = layers[name].weight if name in layers else values[name].detach()
+    for name, tensor in sorted(values(model).items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    for name in sorted(layers):
-        for mask in (layers[name].forward_mask, layers[name].grad_mask):
-            masks.update(name.encode() + (b"all" if mask is None else mask.cpu().numpy().tobytes()))
+    for layer in sorted(model.layers, key=lambda layer: layer.key):
+        for mask in (layer.forward_mask, layer.grad_mask):
+            masks.update(layer.key.encode() + (b"all" if mask is None else mask.cpu().numpy().tobytes()))
     return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
 
 
 def crosscheck(task: Task) -> dict[str, Any]:
-    """Our dense forward count beside ptflops', FLOPs per sample, and their relative difference."""
-    net = task.build(0)
-    ours = measure(net, task.example()).ahead
-    macs = ptflops_macs(net, task.example())
-    theirs = None if macs is None else 2 * macs
-    return {"torch": ours, "ptflops": theirs, "difference": None if theirs is None else theirs / ours - 1}
+    """Our dense forward count, FLOPs per sample, beside FlopCounterMode's and ptflops'; None where one failed."""
+    found: dict[str, Any] = dict.fromkeys(("forward", "torch", "torch_difference", "ptflops", "difference"))
+    with contextlib.suppress(Exception):  # a second opinion that cannot be had costs no run its result
+        net, example = task.build(0), task.example()
+        found["forward"] = ours = measure(net, example).ahead
+        found["torch"] = counted(net, example)
+        found["torch_difference"] = found["torch"] / ours - 1
+        macs = ptflops_macs(net, example)
+        if macs is not None:
+            found |= {"ptflops": 2 * macs, "difference": 2 * macs / ours - 1}
+    return found
 
 
 def save_model(model: SparseModel, path: Path) -> None:
     """Weights (dense, zeros included) and masks as one safetensors file; a mask's name is the weight's plus "#mask"."""
     from safetensors.torch import save_file
 
-    layers = {layer.key: layer for layer in model.layers}
-    tensors = {n: layers[n].weight if n in layers else p.detach() for n, p in model.net.named_parameters()}
-    tensors.update({n: b for n, b in model.net.named_buffers()})
-    tensors.update({f"{n}#mask": y.forward_mask for n, y in layers.items() if y.forward_mask is not None})
+    masks = {f"{y.key}#mask": y.forward_mask for y in model.layers if y.forward_mask is not None}
+    tensors = {**values(model), **masks}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(path))

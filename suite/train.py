@@ -87,11 +87,11 @@ class Training:
                     self.clip(self.recipe.clip)
                 with clock("overhead"):
                     method.step(t)
+                self.book.charged = method.charged
             clock.step_done()
             self.t += 1
             self._trace(t, loss)
             after()
-        self.book.charged = method.charged
 
     def backward(self, batch: Batch) -> Tensor:
         """One forward and backward pass, in equal micro-batches; gradients are unscaled, every pass is charged."""
@@ -194,6 +194,7 @@ class Training:
             "model": self.model.state(),
             "optimizer": method.optimizer.state_dict(),
             "method": {"rng": method.rng.get_state(), "memory": method.memory, "charged": method.charged},
+            "devices": {k: str(v.device) for k, v in method.memory.items() if torch.is_tensor(v)},
             "torch_rng": [torch.get_rng_state(), *devices],
             "book": self.book.state(),
             "clock": self.clock.state(),
@@ -209,7 +210,8 @@ class Training:
         self.model.load(saved["model"])
         method.optimizer.load_state_dict(saved["optimizer"])
         method.rng.set_state(saved["method"]["rng"])
-        method.memory.update(saved["method"]["memory"])
+        memory, devices = saved["method"]["memory"], saved["devices"]
+        method.memory.update({k: v.to(devices[k]) if k in devices else v for k, v in memory.items()})
         method.charged = saved["method"]["charged"]
         torch.set_rng_state(saved["torch_rng"][0])
         if self.device.type == "cuda":

@@ -85,10 +85,10 @@ def defaults(owner: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON lacks becomes its repr."""
-    from pydantic_core import to_jsonable_python
+    """A value as JSON has it; numbers that are not finite become strings, what JSON lacks else its repr."""
+    from pydantic_core import from_json, to_json
 
-    return to_jsonable_python(value, fallback=repr)
+    return from_json(to_json(value, fallback=repr, inf_nan_mode="strings"))
 
 
 def _hints(owner: Any) -> dict[str, Any]:

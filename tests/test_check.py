@@ -74,6 +74,14 @@ def test_each_breach_is_caught_by_its_own_check(tmp_path: Path, breach: str) -> 
     assert f"broken: {breach}" in caught, caught
 
 
+def test_a_kernel_that_reads_unread_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite.kernels.masked import Masked
+
+    monkeypatch.setattr(Masked, "weight", lambda self, layer: layer.parameter)
+    verdicts = {v.name: v for v in check("rigl")}
+    assert "weights outside forward_mask" in verdicts["rigl: unread weights have no influence"].text
+
+
 def test_a_method_that_raises_gets_a_verdict_and_not_a_traceback(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text(textwrap.dedent(HEAD) + "        raise ArithmeticError('my fault')\n")

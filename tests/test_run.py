@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from suite import record
 from suite.plan import Run
-from suite.run import execute
+from suite.run import _Execution, build, execute
+from suite.train import Training
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -35,8 +36,14 @@ class Raises(Method):
         if t == 5 and self.where == "memory": raise torch.OutOfMemoryError("not enough")
     def step(self, t):
         if t == 5 and self.where == "step": raise ZeroDivisionError("by my own fault")
+        if t == 47 and self.where == "last": self.layers[0].assign(self.layers[0].weight * float("nan"))
         if t == 5 and self.where == "nan": self.layers[0].assign(self.layers[0].weight * float("nan"))
         super().step(t)
+
+@register
+class Endless(Method):
+    bound: float = float("inf")
+    def finish(self): self.charge(10**9)
 
 @register
 class Empties(Method):
@@ -79,7 +86,8 @@ def test_the_record_holds_every_block_and_they_agree(tmp_path: Path) -> None:
     assert sparsity["on_target"] and sparsity["parameters"] == 64 * 100 + 100 * 100 + 100 * 10 + 210
     assert flops["total"] == flops["forward"] + flops["inputs"] + flops["weights"]
     assert flops["dense_total"] == 48 * 50 * (2 * (3 * (6400 + 10000 + 1000) - 6400))
-    assert flops["check"]["torch"] == 2 * (6400 + 10000 + 1000) and abs(flops["check"]["difference"]) < 0.03
+    assert flops["check"]["torch"] == flops["check"]["forward"] == 2 * (6400 + 10000 + 1000)
+    assert flops["check"]["torch_difference"] == 0 and abs(flops["check"]["difference"]) < 0.03
     assert time_["steps"] == 48 and 0 < time_["overhead"] + time_["data"] < time_["train"] < time_["wall"]
     assert {e["source"] for e in found["energy"]} >= {"estimated:cpu-time", "modelled:ops"}
     assert found["memory"]["training_state"] > found["memory"]["model_dense"] > found["memory"]["model_sparse"]
@@ -96,13 +104,17 @@ def test_the_record_holds_every_block_and_they_agree(tmp_path: Path) -> None:
         ("step", "error", "ZeroDivisionError: by my own fault"),
         ("memory", "oom", "OutOfMemoryError: not enough"),
         ("nan", "diverged", "the loss is nan at step 6 of 48"),
+        ("last", "diverged", "fc1.weight of the network is not finite after the last step"),
     ],
 )
 def test_a_failed_run_says_why_and_keeps_what_it_measured(tmp_path, plugin, where, status, reason) -> None:
     found = do(tmp_path, "raises", plugins=(plugin,), hyperparameters={"where": where})
     assert found["status"]["name"] == status and reason in found["status"]["reason"]
     assert found["flops"] is not None and found["score"] is None
-    assert (found["status"]["traceback"].count("\n") < 12 and "Error" in found["status"]["traceback"]) or where == "nan"
+    assert (found["status"]["traceback"].count("\n") < 12 and "Error" in found["status"]["traceback"]) or where in (
+        "nan",
+        "last",
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,27 @@ def test_statuses_that_are_no_failure_of_the_code(tmp_path, plugin, method, stat
     found = do(tmp_path, method, plugins=(plugin,))
     assert found["status"]["name"] == status and reason in found["status"]["reason"]
     assert (found["score"] is None) == (status == "skipped")
+
+
+def test_a_parameter_without_bound_and_a_charge_in_finish_are_recorded(tmp_path: Path, plugin: str) -> None:
+    found = do(tmp_path, "endless", 0.0, plugins=(plugin,))
+    assert found["status"]["name"] == "ok" and found["params"]["method"]["bound"] == "Infinity"
+    assert found["flops"]["charged"] == 10**9
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(tmp_path: Path, plugin: str) -> None:
+    run = Run("set", "digits/mlp", 0.9, budget=0.1)
+    execute(run.to_json(), str(tmp_path / "whole"))
+    execution = _Execution(run, tmp_path / "other", False, "")
+    execution.record["code"] = {"method_source": "of another version"}
+    task, method = build(run)
+    training = Training(task, method, budget=0.1)
+    training.setup()
+    training.run(until=20)
+    execution._save(training)
+    assert execute(run.to_json(), str(tmp_path / "other")) == "ok"
+    (whole,), (again,) = record.load(tmp_path / "whole")[0], record.load(tmp_path / "other")[0]
+    assert again["stamps"]["resumed"] == 0 and same(whole, again)
 
 
 def test_models_are_saved_with_their_masks(tmp_path: Path) -> None:

@@ -257,6 +257,15 @@ def test_recipes_say_what_is_wrong_with_them() -> None:
         Recipe(steps=1, batch=1, lr={}, optimizer="sgdd")
     with pytest.raises(ValueError, match=r"recipe.batch 10 does not split into 3 equal micro-batches"):
         Recipe(steps=1, batch=10, lr={}, accumulate=3)
+    for field, value, wanted in (
+        ("schedule", "cosin", "choose one of cosine"),
+        ("momentum", 1.0, r"a factor in \[0, 1\)"),
+        ("warmup", 2.0, "a share of the steps"),
+        ("clip", -1.0, "a norm, or 0 for none"),
+        ("plain_scale", 0.0, "a factor above 0"),
+    ):
+        with pytest.raises(ValueError, match=rf"recipe\.{field} is '?{value}'?; (give )?{wanted}"):
+            Recipe(**{"steps": 1, "batch": 1, "lr": {}, field: value})
     with pytest.raises(ValueError, match=r"recipe.steps is 0; at least 1"):
         Recipe(steps=0, batch=1, lr={})
 

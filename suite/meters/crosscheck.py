@@ -1,4 +1,4 @@
-"""A second opinion on the FLOPs of a dense forward pass: ptflops, whose counter shares no code with ours."""
+"""Second opinions on the FLOPs of a dense forward pass: torch's FlopCounterMode, and ptflops, which shares no code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 # What one pass costs is the products alone (one multiply-add is 2 FLOPs); ptflops would add these.
 ELEMENTWISE = (
@@ -21,6 +22,14 @@ ELEMENTWISE = (
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
 )
+
+
+def counted(net: nn.Module, example: Any) -> int:
+    """FLOPs of a forward pass of one sample by torch's FlopCounterMode on the `meta` device, in evaluation mode."""
+    one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(net).to("meta").eval()(one)
+    return counter.get_total_flops()
 
 
 def ptflops_macs(net: nn.Module, example: Any) -> int | None:
