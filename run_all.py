@@ -127,7 +127,9 @@ def run(
     if dry_run:
         typer.echo(estimate.describe(runs, left, records, jobs))
         return
-    _writable(results)
+    _writable(results, "--results")
+    if ctx.info_name == "all":
+        _writable(report, "--report")
     code = _train(runs, left, results, jobs, found.threads)
     if ctx.info_name == "all":
         _write_report(results, report, files)
@@ -193,6 +195,7 @@ def status(
 @app.command("report")
 def report_(results: Results = Path("results"), report: Report = Path("report"), plugin: Plugins = None) -> None:
     """Write the report of all records and print the leaderboard."""
+    _writable(report, "--report")
     _write_report(results, report, _files(plugin))
 
 
@@ -276,14 +279,14 @@ def _files(plugins: Iterable[Path] | None) -> list[str]:
     return [str(p.resolve()) for p in plugins or ()]
 
 
-def _writable(results: Path) -> None:
-    probe = results / f".probe.{os.getpid()}"
+def _writable(folder: Path, option: str) -> None:
+    probe = folder / f".probe.{os.getpid()}"
     try:
-        results.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise typer.BadParameter(f"{results} cannot be written: {error.strerror}", param_hint="--results") from None
+        raise typer.BadParameter(f"{folder} cannot be written: {error.strerror}", param_hint=option) from None
 
 
 if __name__ == "__main__":

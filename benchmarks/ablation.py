@@ -46,7 +46,7 @@ class Trial:
             training.run()
         except Diverged:
             return math.nan, math.nan
-        flops = training.book.block(training.model.dense_passes, training.model.cost())
+        flops = training.book.block(training.model.dense_passes, training.model.cost(), training.samples)
         return training.evaluate("valid"), flops["papers_ratio"]
 
 

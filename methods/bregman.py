@@ -10,7 +10,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from methods.allocate import ALLOCATIONS, INITS, allocate, choose
+from methods.allocate import ALLOCATIONS, INITS, allocate
+from methods.checks import choose, within
 from methods.control import CONTROLS, multiplicative, quantile, rise
 from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
 from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
@@ -139,6 +140,7 @@ class LinBreg(Method):
             lams = [multiplicative(lams[0], self.model.density, 1 - self.sparsity, self.memory)] * len(lams)
         new = dict(zip(self.layers, lams, strict=True))
         if self.repair:
+            self.mirror.read()  # support and signs of this step, under the old lambda
             self.mirror.repair(new)
         self.mirror.lam = new
         self.memory["lam"] = torch.tensor(lams, dtype=torch.float64)
@@ -160,6 +162,8 @@ class AdaBreg(LinBreg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within("adabreg: beta2", self.beta2, 0, 1 - 1e-9)
+        within("adabreg: eps", self.eps, 0, 1)
         if self.momentum:
             raise ValueError(f"adabreg: momentum is {self.momentum!r}; leave it empty, Adam's is set by beta")
 

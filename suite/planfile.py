@@ -201,6 +201,7 @@ def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "sparsity" in given:
         return [("sparsity", f"{entry.name}.sparsity: the sparsity is a key of the plan, or the option --sparsity")]
     try:
-        return list(registry.check(entry, given)[1].items())
+        values, errors = registry.check(entry, given)
+        return list(errors.items()) or registry.refused(entry, values)
     except Broken:  # the run will say so
         return []

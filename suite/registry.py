@@ -101,27 +101,36 @@ def tasks(plugins: Files = ()) -> dict[str, Entry]:
 
 def method(name: str, /, plugins: Files = (), **hyperparameters: Any) -> Method:
     """A new instance of the method; values may come as strings; RegistryError for a wrong name, field or value."""
-    entry = find("method", name, plugins)
-    values, errors = check(entry, hyperparameters)
-    if errors:
-        raise RegistryError("\n".join(errors.values()))
-    try:
-        return entry.load()(**{**entry.presets, **values})
-    except (TypeError, ValueError) as error:
-        raise RegistryError(f"{name}: {error}") from error
+    return _made(find("method", name, plugins), hyperparameters)
 
 
 def task(name: str, /, plugins: Files = (), recipe: Mapping[str, Any] | None = None) -> Task:
     """The task, with recipe fields overridden (`{"steps": 100, "lr.sgd": 0.1}`); RegistryError as in `method`."""
-    entry = find("task", name, plugins)
-    found = entry.load()
-    values, errors = check(entry, recipe or {})
-    if errors:
+    return _made(find("task", name, plugins), recipe or {})
+
+
+def _made(entry: Entry, given: Mapping[str, Any]) -> Any:
+    values, errors = check(entry, given)
+    if errors := errors or dict(refused(entry, values)):
         raise RegistryError("\n".join(errors.values()))
+    return _build(entry, values)
+
+
+def _build(entry: Entry, values: Mapping[str, Any]) -> Any:
+    found = entry.load()
+    if isinstance(found, type):
+        return found(**{**entry.presets, **values})
+    return replace(found, recipe=replace(found.recipe, **nested(found.recipe, values))) if values else found
+
+
+def refused(entry: Entry, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a method or recipe itself says against values of the right types: (the first field, its text)."""
     try:
-        return replace(found, recipe=replace(found.recipe, **nested(found.recipe, values))) if values else found
+        _build(entry, values)
     except (TypeError, ValueError) as error:
-        raise RegistryError(f"{name}: {error}") from error
+        text = str(error)
+        return [(next(iter(values), ""), text if text.startswith(entry.name) else f"{entry.name}: {text}")]
+    return []
 
 
 def find(kind: str, name: str, plugins: Files = ()) -> Entry:

@@ -97,7 +97,7 @@ class _Execution:
             "recipe": plain(asdict(training.recipe)),
             "period": training.recipe.period,
             "kind": method.kind,
-            "own_tuning": bool(run.recipe),
+            "own_tuning": bool(run.recipe or run.hyperparameters),
         }
         self.meters = energy.meters(training.device, self.shared, run.watts_per_core or energy.WATTS_PER_CORE)
         for meter in self.meters:
@@ -165,7 +165,7 @@ class _Execution:
         simulated = any(layer.kernel.simulated for layer in model.layers) and self.run.sparsity is not None
         out["curve"] = training.curve
         book.charged = training.method.charged
-        out["flops"] = book.block(model.dense_passes, model.cost())
+        out["flops"] = book.block(model.dense_passes, model.cost(), training.samples)
         out["time"] = training.clock.block(training.t, simulated)
         moved = 0 if training.memory.model is None else 2 * model_bytes(model)[0] * training.t
         readings = energy.add([meter.stop() for meter in self.meters], self.used)

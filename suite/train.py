@@ -40,6 +40,7 @@ class Training:
     ) -> None:
         self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
         self.recipe = task.recipe.scaled(budget * method.budget)
+        self.samples = task.recipe.scaled(budget).steps * task.recipe.batch  # without the method's own factor
         self.model = SparseModel(task.build(seed).to(self.device), task.example(), task.dense, kernel)
         if self.recipe.compile:
             self.model.compile()

@@ -145,6 +145,6 @@ def statistics(images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 ADVICE = (
     "give the folder that holds cifar-10-batches-py or cifar10/{train,test}/<class>/ with --data-root DIR, "
-    "or let `python run_all.py --data-root DIR --download` get the data set"
+    "or let `python run_all.py --tasks cifar10/resnet18 --data-root DIR --download` get the data set"
 )
 LOADERS: Mapping[str, Callable[[Path, bool], Images]] = {"digits": digits, "cifar10": cifar10}

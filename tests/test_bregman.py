@@ -218,6 +218,15 @@ def test_repair_takes_the_controllers_lever_away() -> None:
     assert abs(found[False] - 0.5) < 1e-3 < abs(found[True] - 0.5)
 
 
+def test_weights_still_grow_under_repair() -> None:
+    method = make("linbreg", repair=True, sparsity=0.5)
+    model = begin(method)
+    before = [layer.forward_mask for layer in model.layers]
+    train(method, model)
+    grown = sum(int((y.forward_mask & ~b).sum()) for y, b in zip(model.layers, before, strict=True))
+    assert grown > 0
+
+
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -97,3 +98,22 @@ def test_ctrl_c_ends_cleanly_and_the_next_call_goes_on(plugin: Path, tmp_path: P
     assert shell(*options, cwd=tmp_path).returncode == 0
     (found,) = record.load(tmp_path / "results")[0]
     assert found["status"]["name"] == "ok" and found["stamps"]["resumed"] == 1 and found["score"]["step"] == 20
+
+
+@pytest.mark.slow
+def test_the_whole_process_group_killed_ten_times_ends_bit_identical(tmp_path: Path) -> None:
+    plan = ["--methods", "dense,rigl,ml_linbreg", "--tasks", "digits/resnet,digits/vit", "--seeds", "0,1"]
+    assert shell("run", *plan, "--results", tmp_path / "whole", cwd=tmp_path).returncode == 0
+    moments = random.Random(0)
+    for _ in range(10):
+        with subprocess.Popen(command("run", *plan, "--results", tmp_path / "killed"), start_new_session=True) as child:
+            time.sleep(5 + 3 * moments.random())
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+    assert shell("run", *plan, "--results", tmp_path / "killed", cwd=tmp_path).returncode == 0
+    whole, killed = ({r["id"]["key"]: r for r in record.load(tmp_path / name)[0]} for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and len(whole) == 12
+    for key, undisturbed in whole.items():
+        for block in ("hashes", "curve", "flops", "score", "sparsity"):
+            assert undisturbed[block] == killed[key][block], f"{killed[key]['id']}: {block}"
+    assert any(r["stamps"]["resumed"] for r in killed.values())

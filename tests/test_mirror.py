@@ -149,6 +149,18 @@ def test_without_regulariser_it_is_sgd_and_adam(rule: str, twin: Callable, toler
         np.testing.assert_allclose(ours.weight, theirs.weight, rtol=0, atol=tolerance)
 
 
+def test_without_regulariser_the_ema_is_sgd_with_an_averaged_buffer_from_zero() -> None:
+    ours, theirs = Problem(), Problem()
+    optimizer = ours.optimizer(direction=RULES["ema"][0], lr=0.01)
+    weight, buffer = theirs.weight.copy(), np.zeros_like(theirs.weight)
+    for _ in range(200):
+        ours.step(optimizer)
+        gradient = theirs.gradient(weight)
+        buffer = 0.9 * buffer + 0.1 * gradient
+        weight = weight - 0.01 * buffer
+        np.testing.assert_allclose(ours.weight, weight, rtol=0, atol=1e-14)
+
+
 def test_decay_without_regulariser_is_adamws() -> None:
     ours, theirs = Problem(), Problem()
     optimizer = ours.optimizer(direction=RULES["adam"][0], lr=0.01, weight_decay=0.1)

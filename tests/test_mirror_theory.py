@@ -94,7 +94,20 @@ def test_loss_decreases_by_the_bregman_distances(groups: str, share: float, delt
 def test_a_step_of_three_over_delta_times_smoothness_is_not_monotone() -> None:
     problem = Problem(n=20)
     optimizer = problem.optimizer(lam=0.05, lr=3 / problem.smoothness)
-    losses = [problem.step(optimizer) for _ in range(30)]
+    tau, losses = 3 / problem.smoothness, []
+
+    def distance(v: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        gap = mirror_map(a, 0.05, 1.0, "l1") - mirror_map(b, 0.05, 1.0, "l1")
+        return gap - float((v * (a - b)).sum())
+
+    for step in range(30):
+        w, v = problem.weight, problem.dual if step else None
+        losses.append(loss := problem.step(optimizer))
+        if v is not None:  # the inequality itself holds at any step size
+            new = problem.weight
+            bound = loss - distance(problem.dual, w, new) / tau
+            bound -= (1 / tau - problem.smoothness) * distance(v, new, w)
+            assert problem.loss(new) <= bound + 1e-9 * max(1.0, loss)
     assert max(b - a for a, b in pairwise(losses)) > 0.1
 
 

@@ -202,7 +202,18 @@ def test_the_book_adds_up_by_hand(blobs) -> None:
     assert training.book.dense_gradient_steps == dense_steps == 2
     assert training.book.source == "self-reported", "descend is overridden"
     dense = training.model.dense_passes.dense * 16 * 20
-    assert training.book.block(training.model.dense_passes, training.model.cost())["dense_total"] == dense
+    block = training.book.block(training.model.dense_passes, training.model.cost(), training.samples)
+    assert block["dense_total"] == dense
+
+
+def test_a_method_that_trains_longer_pays_for_it(blobs) -> None:
+    ratios = []
+    for factor in (1.0, 2.0):
+        training = Training(blobs, Plain(budget=factor))
+        training.run()
+        block = training.book.block(training.model.dense_passes, training.model.cost(), training.samples)
+        ratios.append((training.t, block["ratio"]))
+    assert ratios == [(60, pytest.approx(1.0)), (120, pytest.approx(2.0))]
 
 
 def test_setup_gradients_are_counted_by_the_operation_and_charges_are_booked(blobs) -> None:

@@ -161,15 +161,18 @@ class FlopBook:
         self.samples += samples
         self.dense_gradient_steps += cost.dense_gradient
 
-    def block(self, dense: PassCost, now: Cost) -> dict[str, Any]:
-        """The record's "flops": the sums, the same samples trained densely, and inference per sample at the end."""
-        papers = 3 * sum(dense.forward.values()) * self.samples
+    def block(self, dense: PassCost, now: Cost, samples: int) -> dict[str, Any]:
+        """The record's "flops": the sums, dense training on the run's own `samples`, and inference per sample.
+
+        `samples` is what the task and the run's budget ask for: a method that trains longer, or repeats passes, pays.
+        """
+        papers = 3 * sum(dense.forward.values()) * samples
         return {
             **asdict(self),
             "total": self.total,
-            "dense_total": dense.dense * self.samples,
+            "dense_total": dense.dense * samples,
             "dense_papers": papers,
-            "ratio": self.total / max(1, dense.dense * self.samples),
+            "ratio": self.total / max(1, dense.dense * samples),
             "papers_ratio": self.papers / max(1, papers),
             "inference": now.forward,
             "dense_inference": dense.ahead,
