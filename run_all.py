@@ -93,9 +93,7 @@ def run(
     set_: Annotated[
         list[str] | None, _option("--set", metavar="METHOD_OR_TASK.FIELD=VALUE", help="Set a field; repeatable.")
     ] = None,
-    timeout: Annotated[
-        str | None, _option("--timeout", metavar="2h", help="Limit on each run; default 24h, quick 10m.")
-    ] = None,
+    timeout: Annotated[str | None, _option("--timeout", metavar="2h", help="Limit on each run; default 24h.")] = None,
     watts_per_core: Annotated[float | None, _option("--watts-per-core", help="For the estimate of energy.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their cost; run nothing.")] = False,
     retry: Annotated[
@@ -250,7 +248,7 @@ def _expected() -> tuple[type[Exception], ...]:
     """Errors of the input; modules that were never imported cannot have raised theirs."""
     named = (
         ("suite.registry", "RegistryError"),
-        ("suite.plan", "PlanError"),
+        ("suite.planfile", "PlanError"),
         ("suite.task", "DataError"),
         ("suite.lock", "Busy"),
     )
@@ -267,7 +265,7 @@ def _pairs(given: list[str] | None) -> dict[str, str] | None:
 
 def _statuses(retry: str | None) -> set[str]:
     from suite.record import STATUSES
-    from suite.registry import near
+    from suite.values import near
 
     found = {part.strip() for part in retry.split(",")} if retry else set()
     for name in found - {*STATUSES, "stale"}:

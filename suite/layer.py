@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from suite import kernels
-
 if TYPE_CHECKING:
-    from suite.kernels import Kernel
+    from suite.kernels.base import Kernel
 
 Mask = Tensor | None
 
@@ -24,14 +22,22 @@ class Layer:
     in `reserve`, bit for bit, while they are not stored.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter, positions: float, kernel: Kernel, key: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        parameter: nn.Parameter,
+        positions: float,
+        kernel: Kernel,
+        key: str = "",
+        fallback: str | None = None,
+    ) -> None:
         self.name = name
         self.key = key or f"{name}.weight"
         self.parameter = parameter
         self.shape = parameter.shape
         self.positions = positions
         self.kernel = kernel
-        self.fallback: str | None = None
+        self.fallback = fallback  # why it is not the run's kernel, or None
         self.keeps: Mapping[str, str] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.reserve: dict[str, Tensor] = {}
@@ -42,8 +48,6 @@ class Layer:
         self._stale = False
         self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
         self._nnz: dict[str, int] = {}
-        if reason := kernel.unsupported(self):
-            self.kernel, self.fallback = kernels.get("masked"), reason
         self.kernel.adopt(self, {"weight": parameter.detach()})
         self._settled()
 

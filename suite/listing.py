@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suite import record, registry
+from suite import record, registry, values
 from suite.lock import holder
 
 KINDS = ("methods", "tasks", "kernels")
@@ -18,7 +18,7 @@ def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
     if what == "kernels":
         return _kernels()
     if what not in KINDS:
-        raise registry.RegistryError(f"nothing to list as {what!r}; {registry.near(what, KINDS)}")
+        raise registry.RegistryError(f"nothing to list as {what!r}; {values.near(what, KINDS)}")
     entries = registry.methods(plugins) if what == "methods" else registry.tasks(plugins)
     keys = ("name", "family", "version", "citation", "origin", "broken")
     return [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
@@ -49,12 +49,6 @@ def status(results: Path, keys: Iterable[str] | None = None) -> str:
 
 
 def _kernels() -> list[dict[str, Any]]:
-    from suite import kernels
+    from suite.kernels import KERNELS
 
-    kernels.get("masked")
-    found, waiting = [], [kernels.Kernel]
-    while waiting:
-        kinds = waiting.pop().__subclasses__()
-        waiting += kinds
-        found += [{"name": k.name, "what": (k.__doc__ or "").split("\n")[0]} for k in kinds]
-    return found
+    return [{"name": name, "what": (kind.__doc__ or "").split("\n")[0]} for name, kind in KERNELS.items()]

@@ -99,7 +99,11 @@ class SparseModel:
                     f"first); give an example that reaches it, or keep it dense with the pattern {name!r}"
                 )
             positions = self.dense_passes.forward[key] / (2 * parameter.numel())
-            layer = Layer(name, parameter, int(positions) if positions.is_integer() else positions, self.kernel, key)
+            positions = int(positions) if positions.is_integer() else positions
+            reasons = [self.kernel.unsupported(module, attribute) for _, module, attribute in places]
+            reason = next(filter(None, reasons), None)
+            kernel = kernels.get("masked") if reason else self.kernel
+            layer = Layer(name, parameter, positions, kernel, key, reason)
             for _, module, attribute in places:
                 _swap(module, attribute, layer)
             layers.append(layer)

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-class PlanError(ValueError):
-    """A plan is wrong; the text has one line for each mistake."""
-
-
 @dataclass(frozen=True)
 class Run:
     """One training run, and all that its result depends on.
@@ -119,6 +115,8 @@ def resolve(device: str) -> str:
     if device == "cpu":
         return device
     import torch
+
+    from suite.planfile import PlanError
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":

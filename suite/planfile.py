@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from suite import registry
-from suite.plan import PlanError
-from suite.registry import Broken, Entry, near
+from suite.registry import Broken, Entry
+from suite.values import near
 
 FOLDER = Path(__file__).parent / "plans"
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -31,6 +31,10 @@ def seconds(text: Any) -> Any:
     if total <= 0:
         raise ValueError("a time above 0 is expected")
     return total
+
+
+class PlanError(ValueError):
+    """A plan is wrong; the text has one line for each mistake."""
 
 
 class Plan(BaseModel):

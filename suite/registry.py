@@ -7,7 +7,6 @@ points in the groups `dstbench.methods` and `dstbench.tasks`; files given as plu
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from suite import plugins as files
+from suite.values import near
 
 if TYPE_CHECKING:
     from suite.method import Method
@@ -148,12 +148,6 @@ def miss(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
         if entry.broken:
             text += f"; {entry.origin} is broken ({entry.broken})"
     return text
-
-
-def near(name: str, choices: Sequence[str]) -> str:
-    """ "did you mean …" where something is near, else all choices."""
-    close = difflib.get_close_matches(name, choices, 3, 0.6) or [c for c in choices if name and name in c][:3]
-    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(choices) or 'none'}"
 
 
 def check(entry: Entry, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

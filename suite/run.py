@@ -28,7 +28,8 @@ from suite.task import Task
 from suite.train import Diverged, Training
 from suite.values import plain
 
-CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
+CHECKPOINT_SHARE = 0.03  # at most, of a run's time
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight
 
 
@@ -193,7 +194,7 @@ class _Execution:
         return self.work / "checkpoint.pt"
 
     def _resume_or_setup(self, training: Training) -> None:
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saving = time.monotonic(), 0.0
         if not self._file.exists():
             training.setup()
             return
@@ -206,11 +207,11 @@ class _Execution:
         self.used = saved["energy"]
 
     def _checkpoint(self, training: Training) -> None:
-        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+        if time.monotonic() - self.saved_at > max(CHECKPOINT_SECONDS, self.saving / CHECKPOINT_SHARE):
             self._save(training)
 
     def _save(self, training: Training) -> None:
-        self.saved_at = time.monotonic()
+        started = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
         state = {"made_by": self._made_by(), "training": training.state(), "resumed": self.resumed}
         state["energy"] = energy.state(self.meters, self.used)
@@ -220,6 +221,8 @@ class _Execution:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._file)
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - started
 
 
 def values(model: SparseModel) -> dict[str, torch.Tensor]:

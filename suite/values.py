@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import io
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -14,8 +15,6 @@ def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, An
 
     A key may be dotted into a mapping: "lr.sgd". A string is first read as YAML reads it ("1e-3", "[1, 2]", "null").
     """
-    from suite.registry import near
-
     hints, present = _hints(owner), defaults(owner)
     good: dict[str, Any] = {}
     errors: dict[str, str] = {}
@@ -35,6 +34,12 @@ def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, An
             except ValueError as error:
                 errors[key] = f"{name}.{key} is {value!r}: {error}"
     return good, errors
+
+
+def near(name: str, choices: Sequence[str]) -> str:
+    """ "did you mean …" where something is near, else all choices."""
+    close = difflib.get_close_matches(name, choices, 3, 0.6) or [c for c in choices if name and name in c][:3]
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(choices) or 'none'}"
 
 
 def coerce(hint: Any, value: Any) -> Any:

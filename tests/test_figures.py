@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 import pytest
 
+from records import make
 from reports import boards, costs, figures, series
 from reports.load import frame
-
-
-def make(method="rigl", sparsity=0.9, seed=0, test=0.9, status="ok", task="digits/mlp", **blocks):
-    """A complete record; a failed one has null blocks. Keyword arguments update blocks field by field."""
-    who = {"task": task, "task_version": 1, "method": method, "method_version": 1, "hyperparameters": {}, "seed": seed}
-    who |= {"sparsity": sparsity, "budget": 1.0, "precision": "fp32", "kernel": "masked", "device": "cpu", "threads": 1}
-    who |= {"data": "d" * 12} | blocks.pop("id", {})
-    key = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
-    share = 1.0 if sparsity is None else 1 - sparsity
-    record = {
-        "score": {"metric": "accuracy", "higher_is_better": True, "chance": 0.1, "target": None, "valid": test},
-        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}},
-        "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
-                  "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
-                  "dense_gradient_steps": 3, "source": "masks"},
-        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "simulated": True},
-        "energy": [],
-        "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,
-                   "peak_over_start": 10.0, "peak_resident": 20.0, "cuda_allocated": None, "cuda_reserved": None},
-        "curve": {"step": [0, 1], "loss": [2.0, 1.0], "density": [1.0, share], "valid": [None, test]},
-    }  # fmt: skip
-    record["score"]["test"], record["sparsity"]["on_target"] = test, status != "off_target"
-    if status not in ("ok", "off_target", "collapsed"):
-        record = dict.fromkeys(record)
-    record["machine"] = {"name": "a" * 12, "cpu": "test", "cores": 2, "memory": 2**33, "gpu": None, "os": "Linux"}
-    record["machine"]["python"] = "3.11"
-    record["code"] = {"versions": {"torch": "2.15.0"}, "method_source": "s", "commit": None}
-    record["stamps"] = {"started": "2025-01-01", "finished": "2025-01-01", "resumed": 0, "shared": False}
-    record |= {"schema": 1, "id": {"key": key} | who, "params": {"recipe": {"steps": 3}, "own_tuning": False}}
-    record["status"] = {"name": status, "reason": "because" if status != "ok" else "", "traceback": ""}
-    for name, fields in blocks.items():
-        record[name] = fields if not isinstance(fields, dict) or record[name] is None else record[name] | fields
-    return record
 
 
 def draw(records, out, suffix=""):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from suite import plan as plans
 from suite import planfile
-from suite.plan import PlanError, Run
+from suite.plan import Run
+from suite.planfile import PlanError
 
 PLUGIN = """
 from dataclasses import dataclass

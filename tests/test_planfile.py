@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from suite import planfile
-from suite.plan import PlanError
-from suite.planfile import Plan
+from suite.planfile import Plan, PlanError
 
 GOOD = """\
 name: good

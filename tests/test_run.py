@@ -176,7 +176,7 @@ def test_recipe_overrides_and_precision_reach_the_run(tmp_path: Path) -> None:
 
 CHILD = """
 import sys, json, suite.run
-suite.run.CHECKPOINT_SECONDS = 0.05
+suite.run.CHECKPOINT_SECONDS, suite.run.CHECKPOINT_SHARE = 0.05, 1.0
 suite.run.execute(json.loads(sys.argv[1]), sys.argv[2])
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.kernels import Kernel, MaskedRead
+from suite.kernels.base import Kernel, MaskedRead
 from suite.layer import Layer
 
 

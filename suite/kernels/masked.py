@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suite.kernels import Kernel, MaskedRead
+from suite.kernels.base import Kernel, MaskedRead
 from suite.layer import Layer
 
 

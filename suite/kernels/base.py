@@ -1,0 +1,68 @@
+"""The contract of a kernel, and the masked reading that all of them share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from suite.layer import Layer
+
+
+class Kernel:
+    """Stores the entries that a Layer declares and hands them, differentiable, to the operation that reads them.
+
+    The base class masks the *tensor*, not the operation: `weight` is what a module's own forward sees as its weight. So
+    any module, groups, autocast and double backward work. A kernel with its own operations gives `operations` for the
+    module types it can run; every other module falls back to the tensor.
+    """
+
+    name = "kernel"
+    simulated = True  # dense arithmetic over masked tensors: FLOPs are saved on paper only
+
+    def unsupported(self, module: nn.Module, attribute: str) -> str | None:
+        """Why it cannot hold this weight of this module (the run then falls back to `masked` for it), or None."""
+        return None
+
+    def pack(self, layer: Layer) -> None:
+        """Bring parameter, gradient and optimiser state of the layer to the storage that its masks ask for."""
+        raise NotImplementedError
+
+    def adopt(self, layer: Layer, dense: dict[str, Tensor]) -> None:
+        """Store dense tensors ("weight" and optimiser state by name) as the layer's masks ask for."""
+        raise NotImplementedError
+
+    def project(self, layer: Layer) -> None:
+        """Zero what an optimiser step may have left outside the stored entries, where there is an outside."""
+
+    def weight(self, layer: Layer) -> Tensor:
+        """The weight that a pass reads, dense shape, differentiable to `layer.parameter` on `grad_mask` alone."""
+        raise NotImplementedError
+
+    def dense(self, layer: Layer, stored: Tensor, kept: Tensor | None = None) -> Tensor:
+        """A stored tensor in the weight's shape; `kept` (zero if None) fills what is not stored."""
+        raise NotImplementedError
+
+    def store(self, layer: Layer, dense: Tensor) -> Tensor:
+        """A dense tensor as stored: the shape of `layer.parameter`."""
+        raise NotImplementedError
+
+    def index_bytes(self, layer: Layer) -> int:
+        """Bytes of masks and index plans that this kernel keeps alive for the layer."""
+        masks = {id(m): m for m in (layer.forward_mask, layer.grad_mask) if m is not None}
+        return sum(m.numel() * m.element_size() for m in masks.values())
+
+
+class MaskedRead(torch.autograd.Function):
+    """Weight on `forward_mask`, gradient on `grad_mask`; exactly zero elsewhere, infinities included."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, forward_mask: Tensor | None, grad_mask: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.grad_mask = grad_mask
+        return weight.view_as(weight) if forward_mask is None else torch.where(forward_mask, weight, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad if ctx.grad_mask is None else torch.where(ctx.grad_mask, grad, 0.0), None, None
