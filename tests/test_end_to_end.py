@@ -85,6 +85,8 @@ def test_ctrl_c_ends_cleanly_and_the_next_call_goes_on(plugin: Path, tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that puts pytest into the background makes it, and so its children, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoint = tmp_path / "results" / "work"
     end = time.monotonic() + 120
