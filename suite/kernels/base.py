@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 class Kernel:
     """Stores the entries that a Layer declares and hands them, differentiable, to the operation that reads them.
 
-    The base class masks the *tensor*, not the operation: `weight` is what a module's own forward sees as its weight. So
-    any module, groups, autocast and double backward work. A kernel with its own operations gives `operations` for the
-    module types it can run; every other module falls back to the tensor.
+    It masks the *tensor*, not the operation: `weight` is what a module's own forward sees as its weight. So any module,
+    groups, autocast and double backward work.
     """
 
     name = "kernel"
