@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.checks import choose
+from methods.scores import magnitude
 from suite.layer import Layer
 
 Densities = dict[str, float]
@@ -61,10 +62,24 @@ def erk(layers: Sequence[Sized], density: float) -> Densities:
     return {name: factor * ratio[name] if name in rest else 1.0 for name in ratio}
 
 
+def erk_plus(layers: Sequence[Sized], density: float) -> Densities:
+    """`erk` with the last layer, the classifier, dense and the others solved again for the rest of the budget.
+
+    Plain `erk` where the classifier would take more than half of the budget.
+    Reference: Liu et al., arXiv 2202.02643, and its code (`ERK_plus`).
+    """
+    *others, last = layers
+    budget = density * sum(layer.numel for layer in layers)
+    if last.numel > budget / 2:
+        return erk(layers, density)
+    return {**erk(others, (budget - last.numel) / sum(layer.numel for layer in others)), last.name: 1.0}
+
+
 ALLOCATIONS: dict[str, Callable[[Sequence[Sized], float], Densities]] = {
     "uniform": uniform,
     "uniform_rigl": uniform_rigl,
     "erk": erk,
+    "erk_plus": erk_plus,
 }
 
 
@@ -132,9 +147,29 @@ def start(layers: Sequence[Layer], densities: Mapping[str, float], rng: torch.Ge
     as they are. ValueError for another `init`.
     Reference: Evci et al., arXiv 2010.03533 (sparse initialisation).
     """
-    choose("init", init, INITS)
     number = counts(layers, densities)
-    for layer in layers:
-        layer.activate(random_mask(layer.shape, number[layer.name], rng))
+    begin_sparse(layers, [random_mask(layer.shape, number[layer.name], rng) for layer in layers], init)
+
+
+def begin_sparse(layers: Sequence[Layer], masks: Sequence[Tensor], init: str) -> None:
+    """Make `masks` the Layers' first; `init` as in `start`."""
+    choose("init", init, INITS)
+    for layer, mask in zip(layers, masks, strict=True):
+        layer.activate(mask)
         if init == "sparse":
             layer.assign(layer.weight / math.sqrt(layer.density))
+
+
+def cut(layers: Sequence[Layer], scores: Sequence[Tensor], count: int) -> None:
+    """Keep the `count` weights of largest score over all Layers, at least one in each; the rest becomes zero."""
+    for layer, mask in zip(layers, global_top(scores, count), strict=True):
+        layer.activate(mask)
+
+
+def exchange(layer: Layer, keep: int, growth: Tensor, grow: int) -> None:
+    """Keep the `keep` weights of a Layer of largest magnitude, then activate the `grow` others of largest `growth`.
+
+    Weights just dropped may grow again, and then keep value and state; others start at zero.
+    """
+    kept = top(magnitude(layer), keep)
+    layer.activate(kept | top(growth.masked_fill(kept, -math.inf), grow))

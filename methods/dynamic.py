@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from methods import schedules
-from methods.allocate import top
+from methods.allocate import exchange
 from methods.checks import within
-from methods.scores import magnitude
 from methods.static import Static
 from suite.layer import Layer
 
@@ -21,7 +20,7 @@ from suite.layer import Layer
 class SET(Static):
     """Every `period` steps (0: the recipe's) each Layer drops its smallest weights and grows as many at random.
 
-    The share dropped falls from `alpha` to 0 at the share `stop` of the run. An update takes the place of the
+    The share dropped falls from `alpha` to `floor` at the share `stop` of the run. An update takes the place of the
     optimiser's step. Weights just dropped may grow again and then keep value and state; others start at zero.
     Reference: Mocanu et al., arXiv 1707.04780, on the schedule of RigL, arXiv 1911.11134, appendix.
     """
@@ -29,6 +28,7 @@ class SET(Static):
     period: int = 0
     alpha: float = 0.3
     stop: float = 0.75
+    floor: float = 0.0
 
     name: ClassVar[str] = "set"
     family: ClassVar[str] = "dynamic"
@@ -38,6 +38,7 @@ class SET(Static):
         super().__post_init__()
         within(f"{self.name}: period", self.period, 0, math.inf)
         within(f"{self.name}: alpha", self.alpha, 0, 1)
+        within(f"{self.name}: floor", self.floor, 0, self.alpha)
         within(f"{self.name}: stop", self.stop, 0, 1)
 
     def due(self, t: int) -> bool:
@@ -47,11 +48,10 @@ class SET(Static):
     def step(self, t: int) -> None:
         if not self.due(t):
             return super().step(t)
-        fraction = schedules.cosine(t, self.alpha, self.stop * self.recipe.steps)
+        fraction = schedules.cosine(t, self.alpha, self.stop * self.recipe.steps, self.floor)
         for layer in self.layers:
             moved = int(fraction * layer.nnz())
-            keep = top(magnitude(layer), layer.nnz() - moved)
-            layer.activate(keep | top(self.growth(layer).masked_fill(keep, -math.inf), moved))
+            exchange(layer, layer.nnz() - moved, self.growth(layer), moved)
 
     def growth(self, layer: Layer) -> Tensor:
         """The score by which weights grow, shape of the weight."""

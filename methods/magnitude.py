@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import counts, global_top, top, uniform
+from methods.allocate import counts, cut, top, uniform
 from methods.checks import choose, within
 from methods.schedules import cubic, due
 from methods.scores import magnitude
@@ -54,11 +54,10 @@ class Magnitude(Method):
         sizes = [layer.numel for layer in self.layers]
         final = counts(self.layers, uniform(self.layers, 1 - self.sparsity)).values()
         if self.scope == "global":
-            masks = global_top(scores, between(sum(sizes), sum(final), progress))
-        else:
-            masks = [top(s, between(n, k, progress)) for s, n, k in zip(scores, sizes, final, strict=True)]
-        for layer, mask in zip(self.layers, masks, strict=True):
-            layer.activate(mask)
+            cut(self.layers, scores, between(sum(sizes), sum(final), progress))
+            return
+        for layer, score, n, k in zip(self.layers, scores, sizes, final, strict=True):
+            layer.activate(top(score, between(n, k, progress)))
 
 
 def between(now: int, then: int, progress: float) -> int:

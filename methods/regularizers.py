@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from methods.allocate import counts, random_mask, start
+from methods.allocate import begin_sparse, counts, random_mask, start
 from suite import groups
 from suite.layer import Layer
 
@@ -86,8 +86,6 @@ def sparse_start(
         return start(layers, densities, rng, init)
     units = [_Groups(y.name, (y.numel // rule.size(y),), y.numel // rule.size(y)) for y in layers]
     number = counts(units, densities)
-    for layer, unit in zip(layers, units, strict=True):
-        mask = groups.spread_dense(layer, random_mask(unit.shape, number[unit.name], rng), rule.groups)
-        layer.activate(mask.to(layer.parameter.device))
-        if init == "sparse":
-            layer.assign(layer.weight / math.sqrt(layer.density))
+    drawn = [random_mask(unit.shape, number[unit.name], rng) for unit in units]
+    spread = [groups.spread_dense(layer, mask, rule.groups) for layer, mask in zip(layers, drawn, strict=True)]
+    begin_sparse(layers, spread, init)

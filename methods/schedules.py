@@ -10,12 +10,12 @@ def due(t: int, period: int, stop: float) -> bool:
     return 0 < t < stop and t % period == 0
 
 
-def cosine(t: int, start: float, stop: float) -> float:
-    """A drop fraction that falls from `start` at t = 0 to 0 at t = `stop` along half a cosine, and stays there.
+def cosine(t: int, start: float, stop: float, floor: float = 0.0) -> float:
+    """A drop fraction that falls from `start` at t = 0 to `floor` at t = `stop` along half a cosine, and stays there.
 
-    Reference: RigL, arXiv 1911.11134, section 3(2).
+    Reference: RigL, arXiv 1911.11134, section 3(2); with a floor: code of ITOP, arXiv 2102.02887.
     """
-    return start / 2 * (1 + math.cos(math.pi * t / stop)) if t < stop else 0.0
+    return floor + (start - floor) / 2 * (1 + math.cos(math.pi * t / stop)) if t < stop else floor
 
 
 def cubic(t: int, begin: float, end: float) -> float:

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 class Gradients(Protocol):
-    """Calibration gradients, summed over `batches` batches: dense tensors in the order of `method.layers`."""
+    """Calibration gradients, summed over `batches` batches: dense tensors in the order of `method.layers`.
 
-    def __call__(self, batches: int = 1, create_graph: bool = False) -> list[Tensor]: ...
+    The outputs of the network are divided by `temperature` before the loss.
+    """
+
+    def __call__(self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0) -> list[Tensor]: ...
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Method:
     storage, checkpoints. Override what differs:
 
     - `skip(task)`: why this method cannot run this task, or None;
+    - `network(task, seed)`: the network to train, where it is not the task's own;
     - `setup(gradients)`: once, before step 0: the first masks;
     - `begin(t)`: before the pass of step t: sets masks, or shrinks the model;
     - `step(t)`: after the pass: moves weights and topology; the default is `optimizer.step()`, then `project()`;
@@ -39,6 +43,10 @@ class Method:
     - `make_optimizer(groups)`, `lr(t)`: the update rule; the default is the task's recipe;
     - `descend(batch)`: forward and backward pass; the default is one of each; overridden, FLOPs are self-reported;
     - `finish()`: once, before the final evaluation; it may not prune.
+
+    The docstring's lines "Passes:", "FLOPs:", "Defaults:" and "Ambiguous:" (each as long as it needs) go to the
+    catalogue of methods: what a pass reads and computes, what the paper charges, where defaults come from, what the
+    paper leaves open.
 
     Given before `setup`: `layers`, `model`, `recipe`, `rng` (a CPU generator seeded by the run), `optimizer`, `memory`
     (tensors and numbers that survive a resume). Law: schedules are pure functions of t; everything else lives in
@@ -54,6 +62,7 @@ class Method:
     version: ClassVar[int] = 1
     sparse: ClassVar[bool] = True  # False: sparsity does not apply, one run serves every level
     keeps: ClassVar[Mapping[str, str]] = {}
+    grown: ClassVar[str] = ""  # where a weight starts that a pass has not read before, if not at zero
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -80,6 +89,17 @@ class Method:
         """Book FLOPs of arithmetic done outside the pass, such as a cubic score."""
         self.charged += int(flops)
 
+    def restart(self) -> None:
+        """Forget all optimiser state, kept state included, as if no step had been taken."""
+        self.optimizer.state.clear()
+        for layer in self.layers:
+            layer.reserve = {name: held for name, held in layer.reserve.items() if name == "weight"}
+
+    @property
+    def grain(self) -> int:
+        """How many weights come and go together at most; a structure can miss its target density by that much."""
+        return 1
+
     @property
     def kind(self) -> str:
         """Which of the recipe's learning rates this method uses: "sgd" or "adam"."""
@@ -94,6 +114,10 @@ class Method:
     def skip(self, task: Task) -> str | None:
         """Why this method cannot run this task, or None."""
         return None
+
+    def network(self, task: Task, seed: int) -> nn.Module:
+        """The network to train; FLOPs and sparsity are still measured against the task's own."""
+        return task.build(seed)
 
     def setup(self, gradients: Gradients) -> None:
         """Set the first masks."""

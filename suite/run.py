@@ -152,6 +152,7 @@ class _Execution:
             "active_weights": active,
             "maskable": model.maskable,
             "parameters": everything,
+            "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
             "on_target": wanted is None or abs(active - wanted) <= max(1, TOLERANCE * wanted),
             "layers": {

@@ -50,8 +50,8 @@ class Task:
         """12 hex digits that change whenever the data does."""
         raise NotImplementedError
 
-    def build(self, seed: int) -> nn.Module:
-        """A new network, initialised from `seed` alone."""
+    def build(self, seed: int, width: float = 1.0) -> nn.Module:
+        """A new network, initialised from `seed` alone; `width` times as wide, ValueError where it has one width."""
         raise NotImplementedError
 
     def example(self) -> Tensor:

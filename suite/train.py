@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from suite.meters.clock import Clock
+from suite.meters.explored import Explored
 from suite.meters.flops import FlopBook, FlopMeter
 from suite.meters.memory import MemoryMeter
 from suite.method import Method
@@ -41,7 +42,10 @@ class Training:
         self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
         self.recipe = task.recipe.scaled(budget * method.budget)
         self.samples = task.recipe.scaled(budget).steps * task.recipe.batch  # without the method's own factor
-        self.model = SparseModel(task.build(seed).to(self.device), task.example(), task.dense, kernel)
+        self.model = SparseModel(method.network(task, seed).to(self.device), task.example(), task.dense, kernel)
+        if type(method).network is not Method.network:
+            own = SparseModel(task.build(seed), task.example(), task.dense)
+            self.model.maskable, self.model.dense_passes = own.maskable, own.dense_passes
         if self.recipe.compile:
             self.model.compile()
         method.attach(self.model, self.recipe, seed)
@@ -53,6 +57,7 @@ class Training:
         self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
+        self.explored = Explored(self.model)
         torch.manual_seed(seed)
         self.memory.start()
 
@@ -140,13 +145,14 @@ class Training:
         dtype = DTYPES.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def gradients(self, batches: int = 1, create_graph: bool = False) -> list[Tensor]:
+    def gradients(self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0) -> list[Tensor]:
         """Gradients of the loss to all Layers, summed over calibration batches; see `suite.method.Gradients`."""
         stream = self.task.batches("calibration", self.seed)
         parameters = [layer.parameter for layer in self.model.layers]
         total: list[Tensor] | None = None
         for _ in range(batches):
-            loss = self.task.loss(self.model, self._move(next(stream)))
+            outputs: Any = self.model if temperature == 1 else lambda inputs: self.model(inputs) / temperature
+            loss = self.task.loss(outputs, self._move(next(stream)))
             found = torch.autograd.grad(loss, parameters, create_graph=create_graph)
             found = tuple(y.kernel.dense(y, g) for y, g in zip(self.model.layers, found, strict=True))
             total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
@@ -169,6 +175,7 @@ class Training:
 
     def _observe(self) -> None:
         """Look at the memory alive after a pass, once for each kind of pass and hundredth of density."""
+        self.explored.look()
         ready = bool(self.method.optimizer.state)
         kind = self.model.cost().dense_gradient, ready, round(self.model.density, 2)
         if kind not in self._observed:
@@ -200,6 +207,7 @@ class Training:
             "book": self.book.state(),
             "clock": self.clock.state(),
             "memory": self.memory.state(),
+            "explored": self.explored.seen,
             "curve": self.curve,
             "scale": self.scale,
         }
@@ -212,7 +220,13 @@ class Training:
         method.optimizer.load_state_dict(saved["optimizer"])
         method.rng.set_state(saved["method"]["rng"])
         memory, devices = saved["method"]["memory"], saved["devices"]
-        method.memory.update({k: v.to(devices[k]) if k in devices else v for k, v in memory.items()})
+        for name, value in memory.items():
+            there = method.memory.get(name)
+            if torch.is_tensor(there):  # in place: an optimiser may step it
+                there.data.copy_(value)
+            else:
+                method.memory[name] = value.to(devices[name]) if name in devices else value
+        self.explored.seen = [None if m is None else m.to(self.device) for m in saved["explored"]]
         method.charged = saved["method"]["charged"]
         torch.set_rng_state(saved["torch_rng"][0])
         if self.device.type == "cuda":

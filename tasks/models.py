@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 
-def mlp(widths: tuple[int, ...]) -> nn.Module:
-    """A perceptron with ReLU and without norm: (N, ...) flattened to (N, widths[0]) -> (N, widths[-1])."""
+def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Module:
+    """A perceptron with ReLU and without norm: (N, ...) flattened to (N, inputs) -> (N, outputs)."""
     net = nn.Sequential(nn.Flatten())
-    for depth, (fan_in, fan_out) in enumerate(pairwise(widths), 1):
+    for depth, (fan_in, fan_out) in enumerate(pairwise((inputs, *hidden, outputs)), 1):
         if depth > 1:
             net.add_module(f"relu{depth - 1}", nn.ReLU())
         net.add_module(f"fc{depth}", nn.Linear(fan_in, fan_out))

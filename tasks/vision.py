@@ -19,13 +19,15 @@ from tasks import data as sets
 class VisionTask(Task):
     """A network that classifies the images of a data set.
 
-    `model` is timm's name of a network or a factory, `arguments` go to it; `data` is a name of `tasks.data.LOADERS`;
+    `model` is timm's name of a network or a factory, `arguments` go to it; `widths` names the arguments that a narrower
+    or wider network scales, and what they must be multiples of; `data` is a name of `tasks.data.LOADERS`;
     `images` keeps that many training images (0: all); `pad` and `flip` augment training by random crops of the
     zero-padded image and by mirroring; `evaluation_batch` is fixed by the task and does not change the metric.
     """
 
     model: str | Callable[..., nn.Module] = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
     data: str = "digits"
     images: int = 0
     pad: int = 0
@@ -40,16 +42,19 @@ class VisionTask(Task):
         """That of the data set."""
         return self._data().fingerprint
 
-    def build(self, seed: int) -> nn.Module:
-        """A new network, initialised from `seed` alone; the global generator is as before."""
+    def build(self, seed: int, width: float = 1.0) -> nn.Module:
+        """A new network, initialised from `seed` alone; the global generator is as before. ValueError: see `widths`."""
+        if width != 1 and not self.widths:
+            raise ValueError(f"{self.name}: the network has one width; name what to scale in the task's `widths`")
+        arguments = {**self.arguments, **{k: scaled(self.arguments[k], width, m) for k, m in self.widths.items()}}
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
         try:
             if callable(self.model):
-                return self.model(**self.arguments)
+                return self.model(**arguments)
             import timm
 
-            return timm.create_model(self.model, pretrained=False, **self.arguments)
+            return timm.create_model(self.model, pretrained=False, **arguments)
         finally:
             torch.set_rng_state(state)
 
@@ -98,6 +103,13 @@ class VisionTask(Task):
     def _whole(self, data: sets.Images, split: str, start: int) -> Iterator[Batch]:
         for index in data.splits[split].split(self.evaluation_batch)[start:]:
             yield data.scaled(data.images[index]), data.labels[index]
+
+
+def scaled(value: Any, width: float, multiple: int) -> Any:
+    """`width` times a number, or each of several: the nearest multiple of `multiple`, at least one of it."""
+    if isinstance(value, tuple):
+        return tuple(scaled(v, width, multiple) for v in value)
+    return value if width == 1 else multiple * max(1, round(width * value / multiple))
 
 
 def generator(*key: int | str) -> torch.Generator:

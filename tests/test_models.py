@@ -15,7 +15,7 @@ def parameters(net):
 
 @pytest.mark.parametrize("widths", [(64, 100, 100, 10), (4, 3), (784, 300, 100, 10)])
 def test_mlp(widths):
-    net = mlp(widths)
+    net = mlp(widths[0], widths[1:-1], widths[-1])
     pairs = list(itertools.pairwise(widths))
     assert parameters(net) == sum(a * b + b for a, b in pairs)
     assert [type(m) for m in net] == [nn.Flatten] + [nn.Linear, nn.ReLU] * (len(pairs) - 1) + [nn.Linear]
@@ -26,7 +26,7 @@ def test_mlp(widths):
 
 
 def test_mlp_computes_what_it_says():
-    net, x = mlp((5, 4, 3)), torch.randn(7, 5)
+    net, x = mlp(5, (4,), 3), torch.randn(7, 5)
     hidden = (x @ net.fc1.weight.T + net.fc1.bias).clamp(min=0)
     torch.testing.assert_close(net(x), hidden @ net.fc2.weight.T + net.fc2.bias)
 
