@@ -8,21 +8,72 @@ RIGL = "Evci et al., ICML 2020, arXiv 1911.11134"
 BREGMAN = "Bungert et al., JMLR 2022, arXiv 2105.04319"
 MULTILEVEL = "Lunk, Scott & Bungert 2026, arXiv 2602.03535"
 STATIC = "Liu et al., ICLR 2022, arXiv 2202.02643"
+SNIP = "Lee et al., ICLR 2019, arXiv 1810.02340"
+GRASP = "Wang et al., ICLR 2020, arXiv 2002.07376"
+SYNFLOW = "Tanaka et al., NeurIPS 2020, arXiv 2006.05467"
+ONESHOT = "Han et al., NeurIPS 2015, arXiv 1506.02626"
+IMP = "Frankle & Carbin, ICLR 2019, arXiv 1803.03635; Renda et al., ICLR 2020, arXiv 2003.02389"
+STE = "Lee et al., 2023 (JaxPruner), arXiv 2304.14082"
+STR = "Kusupati et al., ICML 2020, arXiv 2002.03231"
+GRANET = "Liu et al., NeurIPS 2021, arXiv 2106.10404"
+TOPKAST = "Jayakumar et al., NeurIPS 2020, arXiv 2106.03517"
+ACDC = "Peste et al., NeurIPS 2021, arXiv 2106.12379"
+SNFS = "Dettmers & Zettlemoyer 2019, arXiv 1907.04840"
+MEST = "Yuan et al., NeurIPS 2021, arXiv 2110.14032"
+SRIGL = "Lasby et al., ICLR 2024, arXiv 2305.02299"
+SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
+
+ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
 
 METHODS = (
     Entry("dense", "methods.dense:Dense", "dense", sparse=False),
     Entry("dense:sgd", "methods.dense:Dense", "dense", presets={"rule": "sgd"}, sparse=False),
     Entry("dense:adam", "methods.dense:Dense", "dense", presets={"rule": "adam"}, sparse=False),
+    Entry("small_dense", "methods.small_dense:SmallDense", "control", RIGL),
+    Entry("small_dense:flops", "methods.small_dense:SmallDense", "control", RIGL, presets={"match": "flops"}),
     Entry("static", "methods.static:Static", "static", STATIC),
+    Entry("static:erk_plus", "methods.static:Static", "static", STATIC, presets={"allocation": "erk_plus"}),
+    Entry("snip", "methods.at_init:SNIP", "static", SNIP),
+    Entry("grasp", "methods.at_init:GraSP", "static", GRASP),
+    Entry("synflow", "methods.at_init:SynFlow", "static", SYNFLOW),
     Entry("magnitude", "methods.magnitude:Magnitude", "dense-to-sparse", ZHU),
+    Entry("oneshot", "methods.finetune:OneShot", "dense-to-sparse", ONESHOT),
+    Entry("oneshot:180_20", "methods.finetune:OneShot", "dense-to-sparse", ONESHOT, presets={"at": 0.9}),
+    Entry("imp", "methods.finetune:IMP", "dense-to-sparse", IMP),
+    Entry("imp:lr", "methods.finetune:IMP", "dense-to-sparse", IMP, presets={"rewind": "lr"}),
+    Entry("ste", "methods.straight_through:STE", "dense-to-sparse", STE),
+    Entry("str", "methods.str:STR", "dense-to-sparse", STR),
+    Entry("granet", "methods.granet:GraNet", "dense-to-sparse", GRANET),
+    Entry("granet:dense", "methods.granet:GraNet", "dense-to-sparse", GRANET, presets={"start_density": 1.0}),
     Entry("set", "methods.dynamic:SET", "dynamic", SET),
+    Entry("set:itop", "methods.dynamic:SET", "dynamic", SET, presets=ITOP),
     Entry("rigl", "methods.dynamic:RigL", "dynamic", RIGL),
+    Entry("rigl:itop", "methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
+    Entry("rigl:ml_linbreg", "methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
+    Entry("snfs", "methods.snfs:SNFS", "dynamic", SNFS),
+    Entry("mest", "methods.mest:MEST", "dynamic", MEST),
+    Entry("mest:em_s", "methods.mest:MEST", "dynamic", MEST, presets={"soft": 0.5, "mutation": 0.0}),
+    Entry("topkast", "methods.topkast:TopKAST", "dynamic", TOPKAST),
+    Entry("acdc", "methods.acdc:ACDC", "dynamic", ACDC),
+    Entry("prox_sgd", "methods.controls:ProxSGD", "control", BREGMAN),
+    Entry("masked_sgd", "methods.controls:MaskedSGD", "control", MULTILEVEL),
     Entry("linbreg", "methods.bregman:LinBreg", "bregman", BREGMAN),
     Entry("linbreg:ema", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "ema"}),
     Entry("linbreg:heavy_ball", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "heavy_ball"}),
+    Entry("linbreg:row", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "row"}),
+    Entry("linbreg:kernel", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "kernel"}),
     Entry("adabreg", "methods.bregman:AdaBreg", "bregman", BREGMAN),
     Entry("ml_linbreg", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL),
     Entry(
         "ml_linbreg:heavy_ball", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets={"momentum": "heavy_ball"}
     ),
+    Entry("srigl", "methods.structured:SRigL", "structured", SRIGL),
+    Entry("nm", "methods.structured:NM", "structured", SR_STE),
 )
+
+LEFT_OUT = """## Left out
+
+BiDST (ICML 2024) and NeurRev (ICLR 2024) have no usable reference code, and their papers leave too much open to
+implement them faithfully. EAST (arXiv 2411.13545) changes the network itself (DyReLU, shared weights) beside the masks,
+and the schedule of its density is not specified closely enough.
+"""

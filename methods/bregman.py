@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.allocate import ALLOCATIONS, INITS, allocate
-from methods.checks import choose, within
+from methods.checks import choose, valid
 from methods.control import CONTROLS, multiplicative, quantile, rise
 from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
 from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
@@ -41,6 +41,15 @@ class LinBreg(Method):
     when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate
     (0: the recipe's `plain_scale`), which is lr / (1 - momentum) of the recipe for rules that do not accumulate
     themselves; the heavy ball takes lr as it is.
+
+    Passes: the weights that are not zero, groups as wholes, are read; every weight gradient is computed, at every step,
+        because the duals of zero weights move too.
+    FLOPs: 2 f_S + f_D: forward pass and input gradient read the support, the weight gradient is dense. Ours adds what
+        is no Layer, and the first Layer has no input gradient, dense or sparse: its floor is a half, not a third.
+    Defaults: `delta` is the code's, `lam` the paper's for its MLP; `control`, `ramp` and `start_density` are ours (the
+        paper: fixed lambda from a density of 1 %); allocation, `init`, learning rate and weight decay are the suite's.
+    Ambiguous: weight decay is decoupled, on the dual, as in the code of arXiv 2605.07892. The multiplicative rule moves
+        lambda at the recipe's period (that code: every 50 steps). Groups of a Conv2d are kernels in the paper.
     Reference: Bungert et al., arXiv 2105.04319, algorithms 1 and 2.
     """
 
@@ -61,10 +70,15 @@ class LinBreg(Method):
     family: ClassVar[str] = "bregman"
     citation: ClassVar[str] = "Bungert et al., JMLR 2022, arXiv 2105.04319"
     keeps: ClassVar[Mapping[str, str]] = KEPT
+    grown: ClassVar[str] = "at what the dual exceeds its threshold by"
 
     @property
     def kind(self) -> str:
         return "sgd"
+
+    @property
+    def grain(self) -> int:
+        return max(self.mirror.regularizer.size(layer) for layer in self.layers)
 
     @property
     def mirror(self) -> MirrorDescent:
@@ -150,6 +164,11 @@ class LinBreg(Method):
 class AdaBreg(LinBreg):
     """LinBreg with Adam's step on the dual; `corrected=False` is the published form, without the first bias correction.
 
+    Passes: as LinBreg.
+    FLOPs: as LinBreg, 2 f_S + f_D.
+    Defaults: beta 0.9, beta2 0.999 and eps 1e-8 are the code's; the learning rate is the recipe's for Adam, as it is;
+        all else as LinBreg. With control "fixed", lambda must be far larger than LinBreg's.
+    Ambiguous: the code computed the first bias correction but did not apply it until January 2024; applied here.
     Reference: Bungert et al., arXiv 2105.04319, algorithm 3.
     """
 
@@ -162,8 +181,7 @@ class AdaBreg(LinBreg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("adabreg: beta2", self.beta2, 0, 1 - 1e-9)
-        within("adabreg: eps", self.eps, 0, 1)
+        valid(self, beta2=(0, 1 - 1e-9), eps=(0, 1))
         if self.momentum:
             raise ValueError(f"adabreg: momentum is {self.momentum!r}; leave it empty, Adam's is set by beta")
 
@@ -183,6 +201,15 @@ class MLLinBreg(LinBreg):
     the last step of a run is fine. `support` "fixed" lets a weight that becomes zero come back within the coarse steps,
     "shrinking" does not. Frozen weights are zero and their duals held; momentum there is held (`off_support` "hold")
     or decays ("decay").
+
+    Passes: the weights that are not zero; a coarse step computes the weight gradient on the support of the last fine
+        step, a fine one everywhere.
+    FLOPs: (3 f_S m + 2 f_S + f_D)/(m + 1), which is RigL's figure at a period of m.
+    Defaults: m is the suite's, 99 at full budgets as in the paper; all else as LinBreg, because lambda, learning rate,
+        batch and start density of the paper's runs are not known to us.
+    Ambiguous: coarse steps first. The support is fixed within them, zeros in it may come back, and groups are whole.
+        Biases and norms are always active. The analysis has no momentum; off by default, held off the support. Lambda
+        moves in fine steps only.
     Reference: Lunk, Scott & Bungert, arXiv 2602.03535, algorithm 1.
     """
 
@@ -198,9 +225,9 @@ class MLLinBreg(LinBreg):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field, names in LEVELS.items():
-            choose(f"ml_linbreg: {field}", getattr(self, field), names)
+            choose(f"{self.name}: {field}", getattr(self, field), names)
         if self.m < -1:
-            raise ValueError(f"ml_linbreg: m is {self.m}; give the coarse steps of a cycle, or -1 for the recipe's")
+            raise ValueError(f"{self.name}: m is {self.m}; give the coarse steps of a cycle, or -1 for the recipe's")
 
     @property
     def coarse_steps(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from typing import Any
 
 
 def choose(field: str, value: str, choices: Collection[str]) -> str:
@@ -20,3 +21,16 @@ def within(field: str, value: float, low: float, high: float) -> float:
     if low <= value <= high:
         return value
     raise ValueError(f"{field} is {value}; give a value from {low:g} to {high:g}")
+
+
+def valid(method: Any, **rules: Collection[str] | tuple[float, float]) -> None:
+    """Hold fields of a method against their rules: a pair of numbers is a range, all else the names to choose from.
+
+    ValueError as in `choose` and `within`, with the method's name.
+    """
+    for field, rule in rules.items():
+        value, title = getattr(method, field), f"{method.name}: {field}"
+        if isinstance(rule, tuple) and not isinstance(rule[0], str):
+            within(title, value, *rule)  # type: ignore[misc, arg-type]
+        else:
+            choose(title, value, rule)  # type: ignore[arg-type]

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from methods.allocate import ALLOCATIONS, INITS, allocate, start
-from methods.checks import choose
+from methods.checks import valid
 from suite.method import Gradients, Method
 
 
 @dataclass
 class Static(Method):
-    """Random masks of exact count, densities by `allocation`: erk, uniform or uniform_rigl; never changed.
+    """Random masks of exact count, densities by `allocation`: erk, erk_plus, uniform or uniform_rigl; never changed.
 
     `init` is "sparse", kept initial weights scaled by 1/sqrt(density of the Layer), or "dense", unscaled.
+
+    Passes: all read the mask and compute the gradient on it.
+    FLOPs: 3 f_S a step, and so in our count.
+    Defaults: `allocation` and `init` are this suite's for all random starts; erk_plus is an allocation of the paper's.
     Reference: Liu et al., arXiv 2202.02643.
     """
 
@@ -27,8 +31,7 @@ class Static(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose(f"{self.name}: allocation", self.allocation, ALLOCATIONS)
-        choose(f"{self.name}: init", self.init, INITS)
+        valid(self, allocation=ALLOCATIONS, init=INITS)
 
     def setup(self, gradients: Gradients) -> None:
         start(self.layers, allocate(self.allocation, self.layers, 1 - self.sparsity), self.rng, self.init)

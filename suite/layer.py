@@ -128,6 +128,14 @@ class Layer:
             raise RuntimeError(f"layer {self.name!r} has no gradient: read it in step(t), after a pass that reached it")
         return self.kernel.dense(self, self.parameter.grad)
 
+    @torch.no_grad()
+    def add_grad(self, term: Tensor) -> None:
+        """Add a dense tensor, such as a penalty's gradient, to the gradient of the last pass, inside its grad_mask."""
+        if self.parameter.grad is None:
+            raise RuntimeError(f"layer {self.name!r} has no gradient: add to it in step(t), before masks change")
+        inside = term if self._grad is None else term.masked_fill(~self._grad, 0)
+        self.parameter.grad.add_(self.kernel.store(self, inside))
+
     @property
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors for this weight, name -> dense; zero where nothing is stored or kept."""

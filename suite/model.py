@@ -40,7 +40,7 @@ class SparseModel:
         self.kernel = kernels.get(kernel)
         self.edits: list[tuple[str, int, list[int]]] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self._example = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
+        self.example = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
         self._cost: tuple[tuple[int, ...], Cost] | None = None
         self.dense_passes = measure(net, example)
         self.passes: PassCost | None = self.dense_passes
@@ -122,7 +122,7 @@ class SparseModel:
     def cost(self) -> Cost:
         """FLOPs per sample of the pass that the present masks ask for."""
         if self.passes is None:
-            self.passes = measure(self.net, self._example, {layer.key: layer.shape for layer in self.layers})
+            self.passes = measure(self.net, self.example, {layer.key: layer.shape for layer in self.layers})
         now = tuple(layer.revision for layer in self.layers)
         if self._cost is None or self._cost[0] != now:
             self._cost = now, self._count()

@@ -151,7 +151,7 @@ def test_uniform_and_its_first_layer() -> None:
 
 
 def test_unknown_allocation_and_init_name_the_choices() -> None:
-    with pytest.raises(ValueError, match="'ekr'; choose one of .*erk_plus; did you mean 'erk'"):
+    with pytest.raises(ValueError, match=r"'ekr'; choose one of .*erk_plus; did you mean 'erk'"):
         allocate("ekr", [Fake("a", (2, 2))], 0.5)
     with pytest.raises(ValueError, match="choose one of sparse, dense"):
         start([], {}, torch.Generator(), "sprase")

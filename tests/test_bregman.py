@@ -12,6 +12,7 @@ import torch
 
 from methods.bregman import AdaBreg, LinBreg, MLLinBreg
 from nets import STEPS, active, begin, network, train
+from suite import registry
 from suite.train import Training
 
 METHODS: dict[str, tuple[type[LinBreg], dict[str, Any]]] = {
@@ -128,6 +129,43 @@ def test_groups_live_and_die_as_wholes(name: str) -> None:
         assert layer.forward_mask is not None
         assert set(layer.forward_mask.reshape(-1, size).sum(1).tolist()) <= {0, size} and layer.nnz() > 0
     assert abs(model.density - 0.3) < 96 / model.maskable, "within one row"
+
+
+@pytest.mark.parametrize(("preset", "leading", "grain"), (("linbreg:row", 1, 72), ("linbreg:kernel", 2, 9)))
+def test_structured_presets_keep_whole_groups_in_number_nearest_to_the_target(
+    images: Any, preset: str, leading: int, grain: int
+) -> None:
+    """After every step: no group more, and none less, in the order of their scores, would bring the count nearer."""
+    method = registry.method(preset, sparsity=0.6)
+    training = Training(images, method)
+    training.setup()
+    total, moved = training.model.maskable, 0
+    assert method.grain == grain
+    for t in range(training.recipe.steps):
+        before = [layer.forward_mask for layer in method.layers]
+        training.run(until=t + 1)
+        scores, alive, sizes = [], [], []
+        for layer in method.layers:
+            size = layer.shape[leading:].numel()
+            mask, dual = layer.forward_mask.reshape(-1, size).numpy(), layer.state["dual"].reshape(-1, size).numpy()
+            assert (mask.all(1) == mask.any(1)).all() and mask.any()
+            scores.append(np.linalg.norm(dual, axis=1) / math.sqrt(size))
+            alive.append(mask.any(1))
+            sizes.append(np.full(len(mask), size))
+        score, stays, size = map(np.concatenate, (scores, alive, sizes))
+        off = int(size[stays].sum()) - round(method.density(t + 1) * total)
+        more, less = size[~stays][score[~stays].argmax()], size[stays][score[stays].argmin()]
+        assert abs(off) <= min(abs(off + more), abs(off - less)) and abs(off) <= grain / 2
+        moved += sum(int((y.forward_mask & ~b).sum()) for y, b in zip(method.layers, before, strict=True))
+    assert moved, "groups must come back for this to mean something"
+
+
+def test_grain_is_the_largest_group() -> None:
+    """A convolution (6, 2, 3, 3) and linear layers of 96 and 20 inputs."""
+    for regularizer, expected in (("l1", 1), ("row", 96), ("kernel", 9)):
+        method = LinBreg(regularizer=regularizer)
+        begin(method)
+        assert method.grain == expected
 
 
 def test_fixed_lambda_leaves_sparsity_to_itself() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from methods.allocate import ALLOCATIONS, counts
 from methods.static import Static
+from suite import registry
 from suite.model import SparseModel
 
 
@@ -42,6 +43,22 @@ def test_counts_are_those_of_the_allocation(images, allocation: str, sparsity: f
     if allocation != "uniform_rigl":
         total = max(len(method.layers), round((1 - sparsity) * method.model.maskable))
         assert sum(wanted.values()) == total
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "wanted"),
+    [
+        # Layers of 288, 576, 96 weights: 480 less a dense head are 384, shared as 12 + 24 to 24 + 24.
+        (0.5, {"first": 165, "second": 219, "head": 96}),
+        # A dense head would take all of the 96: plain ERK, shared as 36 to 48 to 28.
+        (0.9, {"first": 31, "second": 41, "head": 24}),
+    ],
+)
+def test_erk_plus_by_hand(blobs, sparsity: float, wanted: dict[str, int]) -> None:
+    method = registry.method("static:erk_plus", sparsity=sparsity)
+    method.attach(SparseModel(blobs.build(0), blobs.example()), blobs.recipe, 0)
+    method.setup(lambda batches=1, create_graph=False: [])
+    assert {layer.name: layer.nnz() for layer in method.layers} == wanted
 
 
 def test_masks_are_random_by_seed(blobs) -> None:
