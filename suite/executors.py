@@ -69,8 +69,8 @@ class Local:
         left = {run.key: run for run in runs}
         if not left:
             return
-        with self._pinned():
-            context = self._context(next(iter(left.values())).device)
+        with self.pinned():
+            context = self.context(next(iter(left.values())).device)
             while left:
                 before = len(left)
                 try:
@@ -106,7 +106,7 @@ class Local:
                 pool.join()
 
     @contextmanager
-    def _pinned(self) -> Iterator[None]:
+    def pinned(self) -> Iterator[None]:
         """The number of threads in the environment: torch reads it once, when it is loaded."""
         pins = dict.fromkeys(THREADS, str(self.threads)) | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         old = {name: os.environ.get(name) for name in pins}
@@ -120,7 +120,7 @@ class Local:
                 else:
                     os.environ[name] = value
 
-    def _context(self, device: str) -> BaseContext:
+    def context(self, device: str) -> BaseContext:
         """A forkserver, or spawn on Windows and where its children cannot use the device."""
         if "forkserver" not in multiprocessing.get_all_start_methods():
             return multiprocessing.get_context("spawn")

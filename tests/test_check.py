@@ -1,49 +1,98 @@
-"""The check: healthy methods pass, and each kind of breach is caught by its own check."""
+"""The conformance suite: healthy methods pass, and each kind of breach is caught by its own check."""
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
+from methods import METHODS
 from suite import registry
-from suite.check import CHECKS, check
+from suite.check import RESUME, check, check_all, examine, resume
+from suite.checks import CHECKS, invariance
+from suite.checks.resume import resumes_after_any_step, write_states
+from suite.checks.subject import NotChecked, Recorded, Subject
 
 HEAD = """
+import random
+from dataclasses import dataclass, field
+
 import torch
 from suite.method import Method
 from suite.registry import register
 
-def half(method):
+def largest(method, score):
     for layer in method.layers:
+        k = round(layer.numel * (1 - method.sparsity))
         mask = torch.zeros(layer.numel, dtype=torch.bool)
-        mask[torch.randperm(layer.numel, generator=method.rng)[: round(layer.numel * (1 - method.sparsity))]] = True
-        layer.activate(mask.view(layer.shape))
+        mask[score(layer).flatten().topk(k).indices] = True
+        yield layer, mask.view(layer.shape)
 
 @register
 class Broken(Method):
     def setup(self, gradients):
-        half(self)
+        for layer, mask in largest(self, lambda layer: torch.rand(layer.shape, generator=self.rng)):
+            layer.activate(mask)
 """
 
 BREACHES = {
-    "declared masks hold": """
-    def step(self, t):
-        super().step(t)
-        for layer in self.layers: layer.parameter.data.add_(1e-3)
+    "hyper-parameters survive JSON": """
+    odd: object = None
+    def __post_init__(self):
+        self.odd = (self.odd, 1)
 """,
-    "sparsity is on target": """
+    "identity is stable": """
+    weights: list = field(default_factory=lambda: [random.random()])
+""",
+    "density is on target": """
     def begin(self, t):
         if t == 90:
             for layer in self.layers: layer.activate(torch.ones(layer.shape, dtype=torch.bool))
 """,
-    "resuming is bit-exact": """
-    count = 0
+    "no layer is empty": """
+    def begin(self, t):
+        if t == 5:
+            self.layers[1].activate(torch.zeros(self.layers[1].shape, dtype=torch.bool))
+""",
+    "counts are exact under ties": """
+    def setup(self, gradients):
+        for layer in self.layers:
+            size = layer.weight.abs()
+            layer.activate(size > size.flatten().kthvalue(round(layer.numel * self.sparsity)).values)
+""",
+    "counts are exact under zeros": """
+    def begin(self, t):
+        if t % 8 == 7:
+            for layer in self.layers:
+                on, size = layer.forward_mask, layer.weight.abs()
+                moved = int(on.sum()) // 5
+                keep = on & (size > size[on].kthvalue(max(1, moved)).values)
+                free = (~keep).flatten().nonzero().flatten()
+                keep.view(-1)[free[torch.randperm(len(free), generator=self.rng)[:moved]]] = True
+                layer.activate(keep)
+""",
+    "gradients are those declared": """
+    def setup(self, gradients):
+        super().setup(gradients)
+        for layer in self.layers:
+            layer.parameter.register_hook(lambda g: 1.1 * g)
+""",
+    "nothing lives outside the masks": """
     def step(self, t):
-        self.count += 1
-        for group in self.optimizer.param_groups: group["lr"] *= 0.9 ** self.count
         super().step(t)
+        for layer in self.layers: layer.parameter.data.add_(1e-3)
+""",
+    "grown weights start as declared": """
+    def begin(self, t):
+        if t % 8 == 7:
+            for layer in self.layers:
+                layer.activate(layer.forward_mask.flatten().roll(1).view(layer.shape), grown=0.1)
+""",
+    "work outside the pass is charged": """
+    def step(self, t):
+        super().step(t)
+        self.layers[1].weight @ self.layers[1].weight.T
 """,
     "storages agree": """
     def step(self, t):
@@ -51,42 +100,148 @@ BREACHES = {
         if self.layers[0].parameter.dim() == 2:
             for layer in self.layers: layer.parameter.data.mul_(1.1)
 """,
-    "hyper-parameters survive JSON": """
-    odd: object = None
-    def __post_init__(self):
-        self.odd = (self.odd, 1)
+    "loss scale does not matter": """
+    def setup(self, gradients):
+        super().setup(gradients)
+        self.layers[0].parameter.register_hook(lambda g: self.memory.update(size=float(g.abs().max())))
+    def lr(self, t):
+        return super().lr(t) / (1 + self.memory.get("size", 0))
+""",
+    "accumulation does not matter": """
+    def setup(self, gradients):
+        super().setup(gradients)
+        self.layers[0].parameter.register_hook(lambda g: self.memory.update(size=float(g.abs().max())))
+    def lr(self, t):
+        return super().lr(t) / (1 + self.memory.get("size", 0))
+""",
+    "names do not matter": """
+    def network(self, task, seed):
+        return task.build(seed if task.name.startswith("digits") else seed + 1)
+""",
+    "odd networks train": """
+    def step(self, t):
+        super().step(t)
+        for layer in self.layers:
+            outputs, inputs = layer.shape
 """,
 }
 
 
-@pytest.mark.parametrize("method", ["dense", "rigl", "ml_linbreg"])
-def test_healthy_methods_pass(method: str) -> None:
-    verdicts = check(method)
-    assert len(verdicts) == len(CHECKS)
-    assert all(v.ok for v in verdicts), [v for v in verdicts if not v.ok]
-
-
-@pytest.mark.parametrize("breach", BREACHES)
-def test_each_breach_is_caught_by_its_own_check(tmp_path: Path, breach: str) -> None:
+def breach(tmp_path: Path, code: str) -> Subject:
     path = tmp_path / "broken.py"
-    path.write_text(textwrap.dedent(HEAD) + BREACHES[breach])
-    caught = [v.name for v in check(str(path)) if not v.ok]
-    assert f"broken: {breach}" in caught, caught
+    path.write_text(HEAD + code)
+    return Subject("broken", "digits/mlp", "masked", [str(path)])
+
+
+@pytest.mark.parametrize("title", BREACHES)
+def test_each_breach_is_caught_by_its_own_check(tmp_path: Path, title: str) -> None:
+    subject = breach(tmp_path, BREACHES[title])
+    try:
+        wrong = CHECKS[title](subject)
+    except (TypeError, ValueError) as error:  # becomes the verdict
+        wrong = str(error)
+    assert wrong
+
+
+def test_the_method_that_breaches_are_made_of_is_healthy(tmp_path: Path) -> None:
+    subject = breach(tmp_path, "")
+    tests = {title: test for title, test in CHECKS.items() if title != "a GPU does the same"}
+    assert {title: wrong for title, test in tests.items() if (wrong := test(subject))} == {}
+
+
+def test_every_check_has_a_breach() -> None:
+    elsewhere = {"unread weights have no influence", "a GPU does the same"}
+    assert BREACHES.keys() | elsewhere == CHECKS.keys()
 
 
 def test_a_kernel_that_reads_unread_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     from suite.kernels.masked import Masked
 
     monkeypatch.setattr(Masked, "weight", lambda self, layer: layer.parameter)
-    verdicts = {v.name: v for v in check("rigl")}
-    assert "weights outside forward_mask" in verdicts["rigl: unread weights have no influence"].text
+    wrong = CHECKS["unread weights have no influence"](Subject("rigl", "digits/mlp"))
+    assert "weights outside forward_mask" in wrong
 
 
-def test_a_method_that_raises_gets_a_verdict_and_not_a_traceback(tmp_path: Path) -> None:
-    path = tmp_path / "broken.py"
-    path.write_text(textwrap.dedent(HEAD) + "        raise ArithmeticError('my fault')\n")
-    verdicts = check(str(path))
-    assert any("ArithmeticError: my fault" in v.text for v in verdicts if not v.ok)
+def test_masks_left_on_the_cpu_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: a training that pretends to run on one keeps its masks here."""
+    subject = Subject("static", "digits/mlp")
+    if not torch.cuda.is_available():
+        with pytest.raises(NotChecked, match="no GPU here"):
+            invariance.a_gpu_does_the_same(subject)
+    training = subject.training()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Subject, "training", lambda self, *a, **k: training)
+    assert "fc1, fc2, fc3 is not on the device" in invariance.a_gpu_does_the_same(subject)
+
+
+HIDDEN = """
+    count = 0
+    def step(self, t):
+        self.count += 1
+        for group in self.optimizer.param_groups: group["lr"] *= 0.9 ** self.count
+        super().step(t)
+"""
+
+
+def test_state_that_no_checkpoint_holds_is_caught(tmp_path: Path) -> None:
+    subject = breach(tmp_path, HIDDEN)
+    write_states(subject, tmp_path / "states")
+    assert "after step 1 model" in resumes_after_any_step(subject, tmp_path / "states")
+    (tmp_path / "healthy").mkdir()
+    healthy = breach(tmp_path / "healthy", "")
+    write_states(healthy, tmp_path / "states")
+    assert resumes_after_any_step(healthy, tmp_path / "states") == ""
+
+
+def test_ties_and_zeros_are_seen_as_counts(tmp_path: Path) -> None:
+    subject = breach(tmp_path, BREACHES["counts are exact under ties"])
+    assert len(subject.run.counts) == 96
+    assert Recorded.of(subject.training(), until=3).counts == subject.run.counts[:3]
+    assert "otherwise" in CHECKS["counts are exact under ties"](subject)
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "magnitude", "rigl", "adabreg", "ml_linbreg"])
+def test_healthy_methods_pass(method: str, tmp_path: Path) -> None:
+    verdicts = examine(method, "digits/mlp", "masked", (), str(tmp_path / "states"))
+    verdicts += resume(method, "digits/mlp", "masked", (), str(tmp_path / "states"))
+    assert len(verdicts) == len(CHECKS) + 2
+    assert [v for v in verdicts if not v.ok] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["digits/mlp", "digits/resnet"])
+def test_every_method_passes(task: str) -> None:
+    names = [entry.name for entry in METHODS]
+    bad = {name: [v for v in found if not v.ok] for name, found, _ in check_all(names, task)}
+    assert {name: found for name, found in bad.items() if found} == {}
+
+
+def test_a_plugin_is_checked_in_processes_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(HEAD + HIDDEN + "\n\n@register\nclass Fine(Method):\n    sparse = False\n")
+    verdicts = {v.name: v for v in check(str(path))}
+    assert not verdicts[f"broken: {RESUME}"].ok and verdicts[f"fine: {RESUME}"].ok
+
+
+def test_what_raises_hangs_or_dies_gets_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(
+        HEAD + "        raise ArithmeticError('my fault')\n"
+        "\n@register\nclass Dies(Method):\n    def begin(self, t):\n        import os; os._exit(3)\n"
+        "\n@register\nclass Hangs(Method):\n    def begin(self, t):\n        import time; time.sleep(60)\n"
+    )
+    monkeypatch.setattr("suite.check.LIMIT", 15.0)
+    texts = " | ".join(v.text for v in check(str(path)) if not v.ok)
+    for text in ("ArithmeticError: my fault", "the process ended with exit code 3", "no verdict after 15 s"):
+        assert text in texts
+
+
+def test_a_structure_is_checked_where_it_exists_or_says_why_not(tmp_path: Path) -> None:
+    assert Subject("nm", "digits/mlp").method().sparsity == 0.75
+    path = tmp_path / "none.py"
+    path.write_text(HEAD + "    def skip(self, task):\n        return 'not for ' + task.name\n")
+    (verdict,) = examine("broken", "digits/mlp", "masked", [str(path)], str(tmp_path / "states"))
+    assert verdict.ok and verdict.text == "not for digits/mlp"
 
 
 def test_a_file_without_a_method_and_an_unknown_name_are_told(tmp_path: Path) -> None:

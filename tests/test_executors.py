@@ -117,8 +117,8 @@ def test_spawn_where_children_cannot_use_the_gpu(local: Callable[..., Local], mo
 
     if torch.cuda.is_available():
         pytest.skip("children can use the GPU of this machine")
-    assert local()._context("cuda").get_start_method() == "spawn"
-    assert local()._context("cpu").get_start_method() == "forkserver"
+    assert local().context("cuda").get_start_method() == "spawn"
+    assert local().context("cpu").get_start_method() == "forkserver"
 
 
 def test_no_runs_start_nothing(local: Callable[..., Local], tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Checks of what a method spends outside the pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from suite.checks.subject import Subject, around_begin, around_step, few
+from suite.meters.flops import FlopMeter
+from suite.train import Training
+
+
+def work_outside_the_pass_is_charged(subject: Subject) -> str:
+    """Products that `begin` and `step` dispatch, hidden passes among them, are at most what the method charges."""
+    training, wrong = subject.training(), list[str]()
+    meters: list[FlopMeter] = []
+    charged: list[int] = []
+
+    def start(training: Training, t: int) -> None:
+        charged.append(training.method.charged)
+        meters.append(FlopMeter())
+        meters[-1].__enter__()
+
+    def stop(where: str, training: Training, t: int) -> None:
+        meters[-1].__exit__(None, None, None)
+        spent, booked = meters[-1].total, training.method.charged - charged[-1]
+        if spent > booked:
+            wrong.append(
+                f"{where}({t}) computes {spent} FLOPs and charges {booked}: call self.charge, or leave it to the pass"
+            )
+
+    for around, name in ((around_begin, "begin"), (around_step, "step")):
+        training = subject.training()
+        with around(training, before=start, after=partial(stop, name)):
+            training.run()
+    return few(wrong)
+
+
+def overhead(subject: Subject) -> str:
+    """The share of training time that `begin` and `step` take; said, never judged."""
+    clock = subject.run.training.clock.block(subject.run.training.t, simulated=True)
+    share = clock["overhead"] / max(clock["train"], 1e-9)
+    return f"begin and step take {100 * share:.0f} % of the training time here, optimiser included"

@@ -1,0 +1,177 @@
+"""Checks of the two declarations: what a pass reads, what it computes, and what lives outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite.checks.subject import STEPS, NotChecked, Subject, around_begin, around_step, few
+from suite.layer import Layer
+from suite.method import Method
+from suite.train import Training
+
+Factory = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Factory] = {
+    "sgd": lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=1e-2),
+    "adamw": lambda groups, lr: torch.optim.AdamW(groups, lr / 10, weight_decay=0.1),
+    "rmsprop": lambda groups, lr: torch.optim.RMSprop(groups, lr / 10, momentum=0.9, centered=True, weight_decay=1e-2),
+    "nadam": lambda groups, lr: torch.optim.NAdam(groups, lr / 10, weight_decay=1e-2),
+}
+
+
+def gradients_are_those_declared(subject: Subject) -> str:
+    """Zero outside grad_mask, and inside it those of autograd at the weights that the pass reads."""
+    training, wrong = subject.training(), list[str]()
+    if training.book.source == "self-reported":
+        raise NotChecked("it makes several passes a step, and `grad` holds what it left there")
+    method, seen = training.method, list[Any]()
+    descend = method.descend
+
+    def noted(batch: Any) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in training.model.net.named_buffers()}
+        seen[:] = [batch, torch.get_rng_state(), buffers, _read(training)]
+        return descend(batch)
+
+    def look(training: Training, t: int) -> None:
+        for layer in method.layers:
+            if layer.grad_mask is not None and layer.grad[~layer.grad_mask].any():
+                wrong.append(f"{layer.name}: gradient outside grad_mask at step {t}")
+        if t in (0, 1, STEPS // 2, STEPS - 1) or _special(method):
+            for layer, exact in zip(method.layers, _autograd(training, *seen), strict=True):
+                exact = exact if layer.grad_mask is None else exact.masked_fill(~layer.grad_mask, 0)
+                gap = float((layer.grad - exact).abs().max())
+                if gap > 1e-4 * max(1e-3, float(exact.abs().max())):
+                    wrong.append(f"{layer.name}: gradient is {gap:.3g} from autograd's at step {t}")
+
+    method.descend = noted  # type: ignore[method-assign]
+    with around_step(training, before=look):
+        training.run()
+    return few(wrong)
+
+
+def _special(method: Method) -> bool:
+    """Whether the last pass read some weights and computed the gradient of others."""
+    return any(layer.grad_mask is not layer.forward_mask for layer in method.layers)
+
+
+def _read(training: Training) -> dict[str, Tensor]:
+    """What a pass reads of every parameter, by its name."""
+    layers = {layer.key: layer for layer in training.model.layers}
+    found = {}
+    for name, parameter in training.model.net.named_parameters():
+        layer = layers.get(name)
+        value = parameter.detach() if layer is None else layer.weight
+        if layer is not None and layer.forward_mask is not None:
+            value = value.masked_fill(~layer.forward_mask, 0)
+        found[name] = value.clone().requires_grad_()
+    return found
+
+
+def _autograd(
+    training: Training, batch: Any, state: Tensor, buffers: dict[str, Tensor], weights: dict[str, Tensor]
+) -> list[Tensor]:
+    """Gradients of the loss by autograd alone, on the same batch, for the Layers."""
+
+    def outputs(inputs: Tensor) -> Any:
+        return torch.func.functional_call(training.model.net, {**weights, **buffers}, (inputs,))
+
+    keys = [weights[layer.key] for layer in training.model.layers]
+    total = [torch.zeros_like(key) for key in keys]
+    parts, after = training.recipe.accumulate, torch.get_rng_state()
+    torch.set_rng_state(state)
+    for inputs, targets in zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
+        with training.autocast():
+            loss = training.task.loss(outputs, (inputs, targets)) / parts  # type: ignore[arg-type]
+        total = [a + b for a, b in zip(total, torch.autograd.grad(loss, keys), strict=True)]
+    torch.set_rng_state(after)
+    return total
+
+
+def unread_weights_have_no_influence(subject: Subject) -> str:
+    """The output, in train and evaluation mode, does not change with weights outside forward_mask."""
+    training = subject.training()
+    training.run(until=STEPS // 2)
+    model, batch = training.model, training._move(next(training.task.batches("valid", 0)))[0]
+    for mode in ("train", "evaluation"):
+        model.net.train(mode == "train")
+        saved, outputs = [layer.parameter.detach().clone() for layer in model.layers], []
+        for value in (0.0, 1e3):
+            with torch.no_grad():
+                for layer, stored in zip(model.layers, saved, strict=True):
+                    layer.parameter.copy_(stored)
+                    if layer.forward_mask is not None:
+                        layer.parameter.masked_fill_(layer.kernel.store(layer, ~layer.forward_mask), value)
+                torch.manual_seed(0)
+                outputs.append(model(batch))
+        if not torch.equal(*outputs):
+            return f"in {mode} mode the output changes with weights outside forward_mask"
+    return ""
+
+
+def nothing_lives_outside(subject: Subject) -> str:
+    """Values and optimiser state are zero outside both masks, except what `keeps` names, with any optimiser."""
+    own = type(subject.method()).make_optimizer is not Method.make_optimizer
+    for kind, factory in {"its own": None}.items() if own else OPTIMIZERS.items():
+        training, wrong = _with_optimizer(subject, factory), list[str]()
+
+        def look(training: Training, t: int, wrong: list[str] = wrong, kind: str = kind) -> None:
+            for layer in training.method.layers:
+                wrong.extend(f"{layer.name}: {s} at step {t} ({kind})" for s in strays(layer, training.method))
+
+        with around_step(training, after=look):
+            training.run(until=STEPS if kind in ("sgd", "its own") else STEPS // 2)
+        if wrong:
+            return few(wrong)
+    return ""
+
+
+def _with_optimizer(subject: Subject, factory: Factory | None) -> Training:
+    if factory is None:
+        return subject.training()
+    training = subject.training(ready=False)
+    method, model = training.method, training.model
+    method.optimizer = factory(model.groups(), training.recipe.lr[method.kind])
+    method.lr = lambda t: method.optimizer.defaults["lr"]  # type: ignore[method-assign]
+    model.attach(method.optimizer, method.keeps)
+    training.setup()
+    return training
+
+
+def strays(layer: Layer, method: Method) -> Iterator[str]:
+    """What is not zero outside the Layer's masks and not kept."""
+    if layer.stored is None:
+        return
+    outside = ~layer.stored
+    for name, tensor in layer.tensors().items():
+        if name not in method.keeps and tensor[outside].any():
+            yield f"{name} is not zero outside forward_mask | grad_mask (declare it in `keeps`, or let project() run)"
+
+
+def grown_weights_start_as_declared(subject: Subject) -> str:
+    """What a pass reads and the pass before did not is zero, value and state, unless the class says so in `grown`."""
+    training, wrong = subject.training(), list[str]()
+    method = training.method
+    if method.grown:
+        return ""
+    before: list[Tensor | None] = [layer.forward_mask for layer in method.layers]
+
+    def look(training: Training, t: int) -> None:
+        for i, layer in enumerate(method.layers):
+            last, now = before[i], layer.forward_mask
+            before[i] = now
+            if last is None or now is last or (now is not None and now.shape != last.shape):
+                continue
+            new = ~last if now is None else now & ~last
+            for name, tensor in layer.tensors().items():
+                if tensor[new].any():
+                    wrong.append(
+                        f"{layer.name}: {name} of {int(tensor[new].count_nonzero())} weights that step {t} reads for "
+                        "the first time is not zero (use Layer.activate, or say in `grown` where they start)"
+                    )
+
+    with around_begin(training, after=look):
+        training.run()
+    return few(wrong)

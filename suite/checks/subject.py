@@ -1,0 +1,146 @@
+"""The method under test, and trainings of it on a shortened task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite import registry
+from suite.layer import Layer
+from suite.method import Method
+from suite.task import Task
+from suite.train import Training
+
+SPARSITIES = (0.9, 0.75, 0.5)  # a structure may exist at some only
+STEPS = 96  # the recipe's period is then 4: many updates of the topology
+Watch = Callable[[Training, int], None]
+
+
+class NotChecked(Exception):
+    """A check that does not apply here, and why."""
+
+
+@dataclass
+class Subject:
+    """One method by name, on a task cut to `STEPS` steps, under a kernel."""
+
+    name: str
+    task_name: str
+    kernel: str = "masked"
+    plugins: Sequence[str] = ()
+    device: str = "cpu"
+    wrong: list[str] = field(default_factory=list)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, shortened."""
+        found = registry.task(self.task_name, plugins=self.plugins)
+        found.prepare()
+        return replace(found, recipe=replace(found.recipe, steps=STEPS))
+
+    @cached_property
+    def sparsity(self) -> dict[str, float]:
+        """The default sparsity, or the first of `SPARSITIES` at which the method does not skip the task."""
+        made = (registry.method(self.name, plugins=self.plugins, sparsity=s).skip(self.task) for s in SPARSITIES)
+        return next(({"sparsity": s} for s, why in zip(SPARSITIES, made, strict=True) if why is None), {})
+
+    def method(self, **fields: Any) -> Method:
+        """A new instance, defaults and presets."""
+        return registry.method(self.name, plugins=self.plugins, **{**self.sparsity, **fields})
+
+    def training(self, task: Task | None = None, *, ready: bool = True, kernel: str = "", **recipe: Any) -> Training:
+        """A new training; `recipe`: other values for the task's; not `ready`: `setup` has not been called."""
+        task = task or self.task
+        task = replace(task, recipe=replace(task.recipe, **recipe)) if recipe else task
+        training = Training(task, self.method(), seed=0, kernel=kernel or self.kernel, device=self.device)
+        if ready:
+            training.setup()
+        return training
+
+    @cached_property
+    def run(self) -> Recorded:
+        """The undisturbed run that others are compared with."""
+        return Recorded.of(self.training())
+
+
+@dataclass
+class Recorded:
+    """What a run did: active weights read by each pass, losses, and the training after its last step."""
+
+    training: Training
+    counts: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, training: Training, until: int | None = None, disturb: Watch = lambda training, t: None) -> Recorded:
+        """Train; `disturb` is called before every step."""
+        record = cls(training)
+        descend = training.method.descend
+
+        def watched(batch: Any) -> Tensor:
+            record.counts.append(sum(layer.nnz() for layer in training.model.layers))
+            loss = descend(batch)
+            record.losses.append(float(loss))
+            return loss
+
+        training.method.descend = watched  # type: ignore[method-assign]
+        with around_begin(training, before=disturb):
+            training.run(until=until)
+        return record
+
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """The forward masks after the last step."""
+        return [layer.forward_mask for layer in self.training.model.layers]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The values after the last step, dense."""
+        return [layer.weight.clone() for layer in self.training.model.layers]
+
+
+def nothing(training: Training, t: int) -> None:
+    """Watch nothing."""
+
+
+@contextmanager
+def around(hook: str, training: Training, before: Watch = nothing, after: Watch = nothing) -> Iterator[None]:
+    """Watch each call of the method's `begin` or `step`, inside."""
+    method, call = training.method, getattr(training.method, hook)
+
+    def watched(t: int) -> None:
+        before(training, t)
+        call(t)
+        after(training, t)
+
+    setattr(method, hook, watched)
+    try:
+        yield
+    finally:
+        setattr(method, hook, call)
+
+
+around_begin, around_step = partial(around, "begin"), partial(around, "step")
+
+
+def same_mask(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two masks declare the same entries; None is all."""
+    if a is None or b is None:
+        return all(m is None or bool(m.all()) for m in (a, b))
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def active(layers: Sequence[Layer]) -> int:
+    """Weights that a pass reads."""
+    return sum(layer.nnz() for layer in layers)
+
+
+def few(found: Sequence[str]) -> str:
+    """The first three of what is wrong."""
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
