@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from suite import arguments
 
 if TYPE_CHECKING:
     from suite.plan import Run
@@ -52,7 +53,7 @@ class Commands(TyperGroup):
             typer.echo("interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            if not isinstance(error, _expected()):
+            if not isinstance(error, arguments.expected()):
                 raise
             typer.echo("\n".join(f"error: {text}" for text in str(error).splitlines()), err=True)
             raise typer.Exit(2) from None
@@ -79,7 +80,7 @@ def run(
     tasks: Annotated[str | None, _option("--tasks", metavar="X,Y", help="Tasks.")] = None,
     sparsity: Annotated[str | None, _option("--sparsity", metavar="0.9,0.95", help="Shares of zero weights.")] = None,
     seeds: Annotated[str | None, _option("--seeds", metavar="0,1,2", help="Seeds.")] = None,
-    kernel: Annotated[str | None, _option("--kernel", help="Kernel: masked, compact.")] = None,
+    kernel: Annotated[str | None, _option("--kernel", help="Kernel: masked, compact, sparse.")] = None,
     device: Annotated[str | None, _option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, _option("--precision", help="fp32, bf16 or fp16, not the recipe's.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at a time; default cores / threads.")] = None,
@@ -106,11 +107,11 @@ def run(
     from suite import plan as plans
 
     options: dict[str, Any] = {"kernel": kernel, "device": device, "precision": precision, "threads": threads}
-    options |= {"budget": budget, "timeout": timeout, "watts_per_core": watts_per_core, "set": _pairs(set_)}
+    options |= {"budget": budget, "timeout": timeout, "watts_per_core": watts_per_core, "set": arguments.pairs(set_)}
     for name, text in (("methods", methods), ("tasks", tasks), ("sparsity", sparsity), ("seeds", seeds)):
         options[name] = None if text is None else [part.strip() for part in text.split(",")]
-    files = _files(plugin)
-    statuses = _statuses(retry)
+    files = arguments.files(plugin)
+    statuses = arguments.statuses(retry)
     for text in sources.broken(files):
         typer.echo(f"warning: {text}", err=True)
     found = planfile.read(plan, options, files)
@@ -125,9 +126,9 @@ def run(
     if dry_run:
         typer.echo(estimate.describe(runs, left, records, jobs))
         return
-    _writable(results, "--results")
+    arguments.writable(results, "--results")
     if ctx.info_name == "all":
-        _writable(report, "--report")
+        arguments.writable(report, "--report")
     code = _train(runs, left, results, jobs, found.threads)
     if ctx.info_name == "all":
         _write_report(results, report, files)
@@ -154,12 +155,20 @@ def _train(runs: Sequence[Run], left: list[Run], results: Path, jobs: int, threa
 def list_(
     what: Annotated[str, typer.Argument(metavar="methods|tasks|kernels")],
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Methods with all they say of themselves.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """List methods, tasks or kernels by name."""
+    if markdown:
+        from suite import catalogue
+
+        if what != "methods" or json_:
+            raise typer.BadParameter("it goes with `list methods` alone", param_hint="--markdown")
+        typer.echo(catalogue.markdown(arguments.files(plugin)))
+        return
     from suite import listing
 
-    rows = listing.rows(what, _files(plugin))
+    rows = listing.rows(what, arguments.files(plugin))
     typer.echo(json.dumps(rows, indent=1) if json_ else listing.table(rows))
 
 
@@ -168,7 +177,7 @@ def validate(plan: str, plugin: Plugins = None) -> None:
     """Check a plan file; every mistake is named with its line."""
     from suite import planfile
 
-    found = planfile.read(plan, plugins=_files(plugin))
+    found = planfile.read(plan, plugins=arguments.files(plugin))
     counts = f"{len(found.chosen())} methods, {len(found.tasks)} tasks, {len(found.sparsity)} sparsities"
     typer.echo(f"{plan} is valid: {counts}, {len(found.seeds)} seeds")
 
@@ -186,30 +195,52 @@ def status(
 
     runs = None
     if plan is not None:
-        runs = plans.expand(planfile.read(plan, plugins=_files(plugin)), _files(plugin), data_root)
+        runs = plans.expand(planfile.read(plan, plugins=arguments.files(plugin)), arguments.files(plugin), data_root)
     typer.echo(listing.status(results, None if runs is None else [r.key for r in runs]))
 
 
 @app.command("report")
 def report_(results: Results = Path("results"), report: Report = Path("report"), plugin: Plugins = None) -> None:
     """Write the report of all records and print the leaderboard."""
-    _writable(report, "--report")
-    _write_report(results, report, _files(plugin))
+    arguments.writable(report, "--report")
+    _write_report(results, report, arguments.files(plugin))
 
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, or a plugin file with one.")],
-    task: Annotated[str, typer.Option("--task", help="Task to check on.")] = "digits/mlp",
-    kernel: Annotated[str, typer.Option("--kernel", help="Kernel to check on.")] = "masked",
+    target: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, a task, or a plugin file.")] = "",
+    task: Annotated[str, typer.Option("--task", help="Task to check methods on.")] = "digits/mlp",
+    kernel: Annotated[str, typer.Option("--kernel", help="Kernel to check methods on.")] = "masked",
+    all_: Annotated[bool, typer.Option("--all", help="Check every method.")] = False,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Methods at a time; default: cores.")] = None,
+    plugin: Plugins = None,
 ) -> None:
-    """Check that a method keeps its contract."""
-    from suite import check as conformance
+    """Check that a method or a task keeps its contract."""
+    from suite import conformance
+    from suite import doctor as diagnosis
 
-    verdicts = conformance.check(target, task, kernel)
-    for verdict in verdicts:
-        typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
-    raise typer.Exit(0 if all(v.ok for v in verdicts) else 1)
+    if all_ == bool(target):
+        raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
+    files, bad = arguments.files(plugin), 0
+    for name, verdicts, seconds in conformance.results(target, task, kernel, jobs or diagnosis.cores(), files):
+        for verdict in verdicts:
+            typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
+        good = sum(verdict.ok for verdict in verdicts)
+        bad += len(verdicts) - good
+        typer.echo(f"{name}: {good} of {len(verdicts)} ok, {seconds:.1f} s")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="method|task")],
+    name: Annotated[str, typer.Argument(help="Small letters, digits and underscores.")],
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the files go.")] = Path("."),
+) -> None:
+    """Write a plugin file and its test to start from."""
+    from suite import scaffold
+
+    typer.echo(scaffold.advice(kind, name, scaffold.write(kind, name, folder)))
 
 
 @app.command()
@@ -218,7 +249,7 @@ def doctor(results: Results = Path("results"), data_root: DataRoot = None, plugi
     from suite import doctor as diagnosis
 
     bad = False
-    for finding in diagnosis.diagnose(results, data_root, _files(plugin)):
+    for finding in diagnosis.diagnose(results, data_root, arguments.files(plugin)):
         bad |= finding.mark == "BAD"
         typer.echo(f"{finding.mark:<4}  {finding.name}: {finding.text}")
     raise typer.Exit(1 if bad else 0)
@@ -242,49 +273,6 @@ def _write_report(results: Path, out: Path, files: Sequence[str]) -> None:
     for path, reason in summary.set_aside:
         typer.echo(f"set aside: {path}: {reason}", err=True)
     typer.echo(f"report: {summary.index}")
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    """Errors of the input; modules that were never imported cannot have raised theirs."""
-    named = (
-        ("suite.registry", "RegistryError"),
-        ("suite.planfile", "PlanError"),
-        ("suite.task", "DataError"),
-        ("suite.lock", "Busy"),
-    )
-    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
-
-
-def _pairs(given: list[str] | None) -> dict[str, str] | None:
-    """METHOD_OR_TASK.FIELD=VALUE, … as a mapping."""
-    for text in given or ():
-        if "=" not in text:
-            raise typer.BadParameter(f"{text!r}: METHOD_OR_TASK.FIELD=VALUE is expected", param_hint="--set")
-    return {k.strip(): v.strip() for k, _, v in (text.partition("=") for text in given)} if given else None
-
-
-def _statuses(retry: str | None) -> set[str]:
-    from suite.record import STATUSES
-    from suite.values import near
-
-    found = {part.strip() for part in retry.split(",")} if retry else set()
-    for name in found - {*STATUSES, "stale"}:
-        raise typer.BadParameter(f"unknown status {name!r}; {near(name, [*STATUSES, 'stale'])}", param_hint="--retry")
-    return found
-
-
-def _files(plugins: Iterable[Path] | None) -> list[str]:
-    return [str(p.resolve()) for p in plugins or ()]
-
-
-def _writable(folder: Path, option: str) -> None:
-    probe = folder / f".probe.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise typer.BadParameter(f"{folder} cannot be written: {error.strerror}", param_hint=option) from None
 
 
 if __name__ == "__main__":

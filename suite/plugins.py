@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+CONTRACT = 1  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
 MARK = "__dstbench__"
 FAILURES = (Exception, SystemExit)  # what a broken plugin may raise without harm to anything else
 
@@ -76,6 +77,15 @@ def mark_class(kind: type, name: str | None, family: str | None, citation: str |
         setattr(kind, key, value)
     if "__dataclass_fields__" not in kind.__dict__:
         dataclasses.dataclass(kind)
+
+
+def foreign(thing: Any) -> str:
+    """Why a method's class or a task that states another `contract` than ours cannot be used; "" for all others."""
+    stated = getattr(thing, "contract", CONTRACT)
+    if stated == CONTRACT:
+        return ""
+    mend = f"install a dstbench of contract {stated}, or port the plugin and let it state `contract = {CONTRACT}`"
+    return f"it is written for contract {stated}, this dstbench has contract {CONTRACT}: {mend}"
 
 
 def default_name(name: str) -> str:

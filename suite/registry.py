@@ -2,17 +2,18 @@
 
 Built-ins are the tuples `METHODS` and `TASKS` of the packages `methods` and `tasks`; installed packages add entry
 points in the groups `dstbench.methods` and `dstbench.tasks`; files given as plugins add what they mark by `@register`.
+No source may take a name that another has.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -201,17 +202,12 @@ def source_hash(entry: Entry) -> str:
 def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
     package, attribute = KINDS[kind]
     found: dict[str, Entry] = {}
-    for entry in (*_built_in(package, attribute), *_installed(package)):
-        if entry.name in found:
-            raise RegistryError(f"{found[entry.name].origin} and {entry.origin} both name a {kind} {entry.name!r}")
-        found[entry.name] = entry
-    for path in plugins:
-        for name, entry in _of_file(kind, Path(path)).items():
-            if name in found and ".py:" not in found[name].target:
-                raise RegistryError(
-                    f"{entry.origin} and {found[name].origin} both name a {kind} {name!r}: give yours another name"
-                )
-            found[name] = entry
+    of_files = (entry for path in plugins for entry in _of_file(kind, Path(path)))
+    for entry in chain(_built_in(package, attribute), _installed(package), of_files):
+        first = found.setdefault(entry.name, entry)
+        if first.origin != entry.origin:
+            both = f"{first.origin} and {entry.origin} both name a {kind} {entry.name!r}"
+            raise RegistryError(f"{both}: give one of them another name, or leave it out")
     return found
 
 
@@ -232,22 +228,24 @@ def _installed(package: str) -> Iterator[Entry]:
             yield replace(entry, broken=files.why(error))
 
 
-def _of_file(kind: str, path: Path) -> dict[str, Entry]:
+def _of_file(kind: str, path: Path) -> list[Entry]:
     path = path.resolve()
     origin = f"plugin {path}"
     try:
-        found = files.registered(files.load(path))
+        things = files.registered(files.load(path)).items()
+        wanted = [(name, thing) for name, thing in things if isinstance(thing, type) == (kind == "method")]
+        return [described(Entry(name, f"{path}:{name}", origin=origin), thing) for name, thing in wanted]
     except files.FAILURES as error:
         seen = files.declared(path)
         names = seen[kind] if any(seen.values()) else [str(path)]
-        return {n: Entry(n, f"{path}:{n}", origin=origin, broken=files.why(error)) for n in names}
-    wanted = {n: thing for n, thing in found.items() if isinstance(thing, type) == (kind == "method")}
-    return {n: described(Entry(n, f"{path}:{n}", origin=origin), thing) for n, thing in wanted.items()}
+        return [Entry(n, f"{path}:{n}", origin=origin, broken=files.why(error)) for n in names]
 
 
 def described(entry: Entry, thing: Any) -> Entry:
-    """The entry with what the loaded class or task says of itself."""
+    """The entry with what the loaded class or task says of itself; broken where it is written for another contract."""
+    if not ("__dataclass_fields__" in vars(thing) if isinstance(thing, type) else is_dataclass(thing)):
+        raise TypeError(
+            f"{entry.target} is no dataclass: give a subclass of Method under @register, or a Task's instance"
+        )
     said = {f: getattr(thing, f) for f in ("family", "citation", "version", "sparse") if hasattr(thing, f)}
-    if not dataclasses.is_dataclass(thing):
-        raise TypeError(f"{entry.target} is no dataclass: give a subclass of Method or an instance of a Task")
-    return replace(entry, **said)
+    return replace(entry, **said, broken=files.foreign(thing))

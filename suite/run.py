@@ -30,7 +30,8 @@ from suite.values import plain
 
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
-TOLERANCE = 0.01  # of the target's number of weights; at least one weight
+TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
+GRAIN = 0.05  # or one unit of a method's structure, where that is no more than this share of it
 
 
 def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_method: str = "") -> str:
@@ -54,6 +55,7 @@ class _Execution:
         self.run, self.results, self.shared, self.start_method = run, results, shared, start_method
         self.work = results / "work" / run.key
         self.record = record.empty(run)
+        self.attempt = 1 + max(record.attempts(results, run.key), default=0)
         self.started = time.monotonic()
         self.resumed = 0
         self.meters: list[energy.Counter] = []
@@ -154,7 +156,7 @@ class _Execution:
             "parameters": everything,
             "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
-            "on_target": wanted is None or abs(active - wanted) <= max(1, TOLERANCE * wanted),
+            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, training.method.grain),
             "layers": {
                 y.name: {"density": y.density, "numel": y.numel, "kernel": y.kernel.name, "fallback": y.fallback}
                 for y in model.layers
@@ -200,12 +202,25 @@ class _Execution:
             training.setup()
             return
         saved = torch.load(self._file, map_location="cpu", weights_only=True)
-        if saved["made_by"] != self._made_by():  # half of one version and half of another would be neither's result
+        # Half of one version and half of another would be neither's result.
+        if saved["made_by"] != self._made_by() or self._ended(saved.get("attempt", 0)):
             training.setup()
             return
         training.load(saved["training"])
         self.resumed = saved["resumed"] + 1
         self.used = saved["energy"]
+
+    def _ended(self, attempt: int) -> bool:
+        """Whether a process of this attempt, or of a later one, wrote a record and died before its clean-up.
+
+        A run that was stopped has a record too, by another process: it knows no machine, and the run may go on.
+        """
+        for number in record.attempts(self.results, self.run.key):
+            with contextlib.suppress(OSError, ValueError):
+                found = record.read(record.folder_of(self.results) / f"{self.run.key}-{number}.json")
+                if number >= attempt and found["machine"] is not None:
+                    return True
+        return False
 
     def _checkpoint(self, training: Training) -> None:
         if time.monotonic() - self.saved_at > max(CHECKPOINT_SECONDS, self.saving / CHECKPOINT_SHARE):
@@ -214,8 +229,8 @@ class _Execution:
     def _save(self, training: Training) -> None:
         started = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
-        state = {"made_by": self._made_by(), "training": training.state(), "resumed": self.resumed}
-        state["energy"] = energy.state(self.meters, self.used)
+        state = {"made_by": self._made_by(), "attempt": self.attempt, "training": training.state()}
+        state |= {"resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
         temporary = self._file.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             torch.save(state, file)
@@ -224,6 +239,11 @@ class _Execution:
         temporary.rename(self._file)
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - started
+
+
+def slack(wanted: int, grain: int) -> float:
+    """How many weights a run may end away from its target."""
+    return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
 
 
 def values(model: SparseModel) -> dict[str, torch.Tensor]:

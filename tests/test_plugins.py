@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from suite import plugins
+from suite import plugins, registry
 from suite.registry import register
 
 
@@ -113,3 +113,64 @@ def test_two_of_a_name_in_one_file_are_an_error(tmp_path: Path) -> None:
 def test_why_is_one_line() -> None:
     assert plugins.why(ValueError("a\nb")) == "ValueError: a"
     assert plugins.why(KeyError()) == "KeyError"
+
+
+def test_a_contract_is_ours_unless_another_is_stated() -> None:
+    class Thing:
+        pass
+
+    assert plugins.foreign(Thing) == plugins.foreign(Thing()) == ""
+    Thing.contract = plugins.CONTRACT  # type: ignore[attr-defined]
+    assert plugins.foreign(Thing()) == ""
+    Thing.contract = plugins.CONTRACT + 1  # type: ignore[attr-defined]
+    for thing in (Thing, Thing()):
+        text = plugins.foreign(thing)
+        assert f"contract {plugins.CONTRACT + 1}, this dstbench has contract {plugins.CONTRACT}: install" in text
+
+
+MINE = """
+from suite.method import Method
+from suite.recipe import Recipe
+from suite.registry import register
+from suite.task import Task
+
+
+@register
+class MyMethod(Method):
+    {stated}
+
+
+class MyTask(Task):
+    {stated}
+
+
+register(MyTask(name="mine/task", recipe=Recipe(steps=10, batch=4, lr={{"sgd": 0.1, "adam": 1e-3}})))
+
+
+@register
+class Child(MyMethod):
+    pass
+"""
+
+
+@pytest.mark.parametrize("stated", [0, 2, "1.5"])
+def test_a_plugin_of_another_contract_is_broken_and_says_how_to_mend_it(tmp_path: Path, stated: object) -> None:
+    path = tmp_path / "other.py"
+    path.write_text(MINE.format(stated=f"contract = {stated!r}"))
+    for name, build in (("my_method", registry.method), ("child", registry.method), ("mine/task", registry.task)):
+        with pytest.raises(registry.Broken) as error:
+            build(name, [path])  # type: ignore[operator]
+        parts = (
+            f"{name!r} of plugin {path} is broken: ",
+            f"written for contract {stated}, this dstbench has contract {plugins.CONTRACT}",
+            f"install a dstbench of contract {stated}, or port the plugin and let it state `contract = 1`",
+        )
+        assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize("stated", [f"contract = {plugins.CONTRACT}", "pass"])
+def test_our_contract_stated_or_not_is_well(tmp_path: Path, stated: str) -> None:
+    path = tmp_path / "ours.py"
+    path.write_text(MINE.format(stated=stated))
+    assert "contract" not in registry.method("child", [path]).hyperparameters()
+    assert registry.task("mine/task", [path]).name == "mine/task"

@@ -51,7 +51,8 @@ def test_built_ins_come_in_natural_order_and_are_what_they_say() -> None:
     assert {"static", "magnitude", "set", "rigl", "linbreg", "adabreg", "ml_linbreg"} <= registry.methods().keys()
     for entry in registry.methods().values():
         loaded = registry.described(entry, entry.load())
-        assert (loaded.version, loaded.sparse, loaded.family) == (entry.version, entry.sparse, entry.family), entry.name
+        assert (loaded.version, loaded.sparse) == (entry.version, entry.sparse), entry.name
+        assert loaded.family == entry.family or entry.presets, entry.name
     for name, entry in registry.tasks().items():
         task = entry.load()
         assert (task.name, task.version) == (name, entry.version)
@@ -153,11 +154,48 @@ def test_a_missing_file_is_broken(tmp_path: Path) -> None:
     assert "no such plugin file" in registry.methods([tmp_path / "none.py"])[str(tmp_path / "none.py")].broken
 
 
-def test_a_later_file_overrides_a_name(mine: Path, tmp_path: Path) -> None:
+def test_two_files_may_not_name_the_same(mine: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine2.py"
-    path.write_text(MINE.replace("version = 3", "version = 4"))
-    assert registry.methods([mine, path])["my_method"].version == 4
-    assert registry.methods([path, mine])["my_method"].version == 3
+    path.write_text(MINE)
+    for pair in ([mine, path], [path, mine]):
+        for listing, what in ((registry.methods, "method 'my_method'"), (registry.tasks, "task 'mine/task'")):
+            with pytest.raises(RegistryError) as error:
+                listing(pair)
+            text = str(error.value)
+            assert text.startswith(f"plugin {pair[0]} and plugin {pair[1]} both name a {what}: give one of them")
+
+
+def test_one_file_may_be_given_twice(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link.py").symlink_to(mine)
+    monkeypatch.chdir(tmp_path)
+    found = registry.methods([mine, "mine.py", tmp_path / "link.py"])
+    assert found["my_method"].origin == f"plugin {mine}"
+
+
+def test_a_file_may_not_take_the_name_of_a_built_in(tmp_path: Path) -> None:
+    path = tmp_path / "clash.py"
+    path.write_text(
+        "from suite.method import Method\nfrom suite.registry import register\n@register\nclass RigL(Method): ...\n"
+    )
+    with pytest.raises(RegistryError, match=r"built-in and plugin .*clash\.py both name a method 'rigl': give one"):
+        registry.methods([path])
+
+
+def test_an_entry_point_of_another_contract_is_broken(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = registry.find("method", "my_method", [mine]).load()
+    dist = SimpleNamespace(name="dst-more", version="1.2")
+    old = type("Old", (good,), {"contract": 0, "__dataclass_fields__": good.__dataclass_fields__})
+    entry_points(monkeypatch, Point(name="more", value="more:More", dist=dist, thing=old))
+    with pytest.raises(Broken, match=r"'more' of dst-more 1\.2 is broken: it is written for contract 0"):
+        registry.method("more")
+
+
+def test_an_entry_point_without_register_is_broken(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its annotated attributes would not be hyper-parameters, without a word."""
+    bare = type("Bare", (registry.find("method", "my_method", [mine]).load(),), {"__annotations__": {"beta": float}})
+    dist = SimpleNamespace(name="dst-more", version="1.2")
+    entry_points(monkeypatch, Point(name="bare", value="more:Bare", dist=dist, thing=bare))
+    assert "more:Bare is no dataclass: give a subclass of Method under @register" in registry.methods()["bare"].broken
 
 
 class Point(SimpleNamespace):

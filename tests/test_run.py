@@ -140,16 +140,51 @@ def test_a_parameter_without_bound_and_a_charge_in_finish_are_recorded(tmp_path:
 def test_a_checkpoint_of_other_code_is_not_continued(tmp_path: Path, plugin: str) -> None:
     run = Run("set", "digits/mlp", 0.9, budget=0.1)
     execute(run.to_json(), str(tmp_path / "whole"))
-    execution = _Execution(run, tmp_path / "other", False, "")
-    execution.record["code"] = {"method_source": "of another version"}
-    task, method = build(run)
-    training = Training(task, method, budget=0.1)
-    training.setup()
-    training.run(until=20)
-    execution._save(training)
+    half_done(run, tmp_path / "other", source="of another version")
     assert execute(run.to_json(), str(tmp_path / "other")) == "ok"
     (whole,), (again,) = record.load(tmp_path / "whole")[0], record.load(tmp_path / "other")[0]
     assert again["stamps"]["resumed"] == 0 and same(whole, again)
+
+
+def half_done(run: Run, results: Path, source: str = "") -> None:
+    """A checkpoint as a run leaves it that is killed after 20 steps."""
+    execution = _Execution(run, results, False, "")
+    code = execution._code()
+    execution.record["code"] = {**code, "method_source": source or code["method_source"]}
+    training = Training(*build(run), budget=run.budget)
+    training.setup()
+    training.run(until=20)
+    execution._save(training)
+
+
+def test_a_retry_does_not_go_on_from_what_has_ended(tmp_path: Path) -> None:
+    """Killed between the record and the removal of the checkpoint: the next attempt starts afresh."""
+    run = Run("set", "digits/mlp", 0.9, budget=0.1)
+    half_done(run, tmp_path)
+    assert execute(run.to_json(), str(tmp_path)) == "ok"
+    assert [r["stamps"]["resumed"] for r in record.load(tmp_path)[0]] == [1], "without a record it goes on"
+    checkpoint = tmp_path / "work" / run.key / "checkpoint.pt"
+    half_done(run, tmp_path / "other")
+    checkpoint.parent.mkdir(parents=True)
+    (tmp_path / "other" / "work" / run.key / "checkpoint.pt").rename(checkpoint)
+    assert execute(run.to_json(), str(tmp_path)) == "ok" and record.attempts(tmp_path, run.key) == [1, 2]
+    (again,), _ = record.load(tmp_path)
+    assert again["stamps"]["resumed"] == 0 and not checkpoint.exists()
+    half_done(run, tmp_path)  # of the third attempt: that one has no record yet
+    execute(run.to_json(), str(tmp_path))
+    (third,), _ = record.load(tmp_path)
+    assert third["stamps"]["resumed"] == 1 and same(third, again)
+
+
+def test_a_retry_goes_on_from_what_was_stopped(tmp_path: Path) -> None:
+    """The record of a timeout is not the run's own word: nothing was ended."""
+    run = Run("set", "digits/mlp", 0.9, budget=0.1)
+    half_done(run, tmp_path)
+    record.write(record.empty(run, "timeout", "stopped after 1 s"), tmp_path)
+    (record.folder_of(tmp_path) / f"{run.key}-2.json").write_text("torn")
+    assert execute(run.to_json(), str(tmp_path)) == "ok"
+    (found,), _ = record.load(tmp_path)
+    assert found["stamps"]["resumed"] == 1
 
 
 def test_models_are_saved_with_their_masks(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def said(result: Result) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "rigel"], "--methods: unknown method 'rigel'; did you mean rigl?"),
+        (["--methods", "rigel"], "--methods: unknown method 'rigel'; did you mean rigl"),
         (["--tasks", "digits/mpl"], "--tasks: unknown task 'digits/mpl'; did you mean digits/mlp"),
         (["--methodes", "rigl"], "No such option: --methodes"),
         (["--set", "rigl.alfa=1"], "--set: rigl has no field 'alfa'"),
@@ -196,16 +196,61 @@ def test_validate_status_and_doctor(plugin: Path, tmp_path: Path) -> None:
     assert call("doctor", "--results", tmp_path, "--plugin", tmp_path / "b.py").exit_code == 1
 
 
-def test_check_prints_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suite import check
+def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
+    from suite import conformance, doctor
+    from suite.check import Verdict
 
-    def verdicts(target: str, task: str, kernel: str) -> list[check.Verdict]:
-        assert (target, task, kernel) == ("mine.py", "digits/vit", "compact")
-        return [check.Verdict("first", True, "fine"), check.Verdict("second", False, "not so")]
+    asked = []
 
-    monkeypatch.setattr(check, "check", verdicts)
-    result = call("check", "mine.py", "--task", "digits/vit", "--kernel", "compact")
-    assert result.exit_code == 1 and "ok   first: fine\nBAD  second: not so\n" in result.output
+    def results(*arguments: object) -> Any:
+        asked.append(arguments)
+        yield "a", [Verdict("a: first", True, "fine"), Verdict("a: second", len(asked) > 1, "not so")], 1.25
+        yield "b", [Verdict("b: first", True, "fine")], 0.04
+
+    monkeypatch.setattr(conformance, "results", results)
+    result = call("check", "mine.py", "--task", "digits/vit", "--kernel", "compact", "--plugin", plugin)
+    lines = ["ok   a: first: fine", "BAD  a: second: not so", "a: 1 of 2 ok, 1.2 s", "ok   b: first: fine"]
+    assert result.exit_code == 1 and result.output.splitlines() == [*lines, "b: 1 of 1 ok, 0.0 s"]
+    assert call("check", "--all", "--jobs", "3").exit_code == 0
+    assert asked[0] == ("mine.py", "digits/vit", "compact", doctor.cores(), [str(plugin)])
+    assert asked[1] == ("", "digits/mlp", "masked", 3, [])
+
+
+@pytest.mark.parametrize("arguments", [[], ["rigl", "--all"]])
+def test_check_wants_a_name_or_all(arguments: list[str]) -> None:
+    result = call("check", *arguments)
+    assert result.exit_code == 2 and "give NAME or FILE, or --all" in said(result)
+
+
+def test_check_of_what_is_not_there_is_one_message(tmp_path: Path) -> None:
+    for target, message in (("rigel", "did you mean rigl"), ("nowhere.py", "no such plugin file")):
+        result = call("check", target)
+        assert result.exit_code == 2 and message in said(result) and "Traceback" not in result.output
+
+
+def test_the_catalogue_is_printed(monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
+    from suite import catalogue
+
+    monkeypatch.setattr(catalogue, "markdown", lambda plugins: f"# Methods of {plugins}")
+    assert call("list", "methods", "--markdown", "--plugin", plugin).output == f"# Methods of {[str(plugin)]}\n"
+    for wrong in (["list", "tasks", "--markdown"], ["list", "methods", "--markdown", "--json"]):
+        result = call(*wrong)
+        assert result.exit_code == 2 and "it goes with `list methods` alone" in said(result)
+
+
+def test_new_writes_a_plugin_that_is_listed(tmp_path: Path) -> None:
+    result = call("new", "method", "mine", "--folder", "plugins")
+    assert result.exit_code == 0 and "dstbench check plugins/mine.py" in result.output
+    assert "mine" in call("list", "methods", "--plugin", "plugins/mine.py").output
+    for wrong, message in (("rigl", "is the name of a method already"), ("a-b", "such as a_b")):
+        result = call("new", "method", wrong)
+        assert result.exit_code == 2 and message in said(result) and not list(tmp_path.glob("*.py"))
+
+
+def test_two_files_of_one_method_are_one_message(plugin: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.py").write_text(plugin.read_text())
+    result = call("run", "--plugin", plugin, "--plugin", "copy.py", "--methods", "slow", "--tasks", "blobs")
+    assert result.exit_code == 2 and f"plugin {plugin} and plugin {tmp_path / 'copy.py'} both name a" in said(result)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -1,0 +1,73 @@
+"""Scaffold: a plugin file and its test to start from, written from the templates of this package."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from suite import registry
+from suite.plugins import CONTRACT
+from suite.values import near
+
+KINDS = ("method", "task")
+RUNS = {
+    "method": "--methods dense,rigl,{name} --tasks digits/mlp --sparsity 0.9 --seeds 0,1",
+    "task": "--methods dense,rigl --tasks {name} --sparsity 0.9 --seeds 0,1",
+}
+
+
+class Refused(ValueError):
+    """Nothing was written; the text says why, and how to mend it."""
+
+
+def write(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
+    """Write NAME.py and test_NAME.py of a method or task; Refused for a name that will not do, and never overwrites."""
+    if kind not in KINDS:
+        raise Refused(f"nothing to make as {kind!r}; {near(kind, KINDS)}")
+    paths = {Path(folder) / f"{prefix}{name}.py": f"{prefix}{kind}.py.txt" for prefix in ("", "test_")}
+    names = {"name": name, "Class": "".join(map(str.capitalize, name.split("_"))), "contract": str(CONTRACT)}
+    templates = {
+        path: (resources.files("suite") / "templates" / file).read_text("utf-8") for path, file in paths.items()
+    }
+    _check(name, names["Class"], "".join(templates.values()))
+    if there := [str(path) for path in paths if path.exists()]:
+        raise Refused(f"{' and '.join(there)}: there already; give another name, or another folder by --folder DIR")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path, text in templates.items():
+            path.write_text(Template(text).substitute(names), encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{folder} cannot be written: {error.strerror}; give another folder by --folder DIR") from None
+    return list(paths)
+
+
+def advice(kind: str, name: str, paths: list[Path]) -> str:
+    """What to do with the files of `write`, as commands."""
+    file, test = (shlex.quote(str(path)) for path in paths)
+    lines = [
+        f"dstbench check {file}",
+        f"pytest {test}",
+        f"dstbench run --plugin {file} {RUNS[kind].format(name=name)}",
+        f"dstbench report --plugin {file}",
+    ]
+    return "\n".join([f"wrote {file} and {test}; make it yours, then:", "", *(f"  {line}" for line in lines)])
+
+
+def _check(name: str, kind: str, templates: str) -> None:
+    """Refuse a name that is none in Python, or that something else has."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        other = re.sub(r"\W+", "_", name.lower(), flags=re.ASCII).strip("_")
+        other = other if re.match("[a-z]", other) and not keyword.iskeyword(other) else f"my_{other}".strip("_")
+        raise Refused(f"{name!r} cannot name a file and a class: small letters, digits and _ will do, such as {other}")
+    for what, entries in (("method", registry.methods()), ("task", registry.tasks())):
+        if name in entries:
+            raise Refused(f"{name!r} is the name of a {what} already ({entries[name].origin}); try my_{name}")
+    if importlib.util.find_spec(name) is not None:
+        raise Refused(f"{name!r} is the name of a module that {name}.py would hide; try my_{name}")
+    if re.search(rf"import .*\b{kind}\b", templates):
+        raise Refused(f"{name!r} would make a class {kind}, a name that the file imports; try my_{name}")
