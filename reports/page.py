@@ -13,6 +13,7 @@ import pandas as pd
 
 from reports import boards, charts, costs, figures, ledger, sections, series
 from reports.load import Loaded, frame, load
+from reports.orderings import orderings
 from reports.rows import split
 from reports.tables import Table
 
@@ -49,6 +50,7 @@ class Section:
     setting: str
     leaderboard: Table
     accuracy: list[Table]
+    orderings: Table
     cells: Table
     costs: list[Table]
     legend: Mapping[str, series.Look]
@@ -74,8 +76,10 @@ def write(
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     about = _about(runs, loaded, names or {})
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
-    markdown = [t for part in parts for t in (part.leaderboard, *part.accuracy, *part.costs[:1])] or boards_shown
-    text = "\n".join(["# dstbench", "", *[table.markdown() for table in (*markdown, *about)]])
+    shown = [
+        t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
+    ]
+    text = "\n".join(["# dstbench", "", *[table.markdown() for table in (*(shown or boards_shown), *about)]])
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
     index = out / "index.html"
     index.write_text(_render(parts, about, runs, loaded), encoding="utf-8")
@@ -97,6 +101,7 @@ def _section(
         setting=setting,
         leaderboard=sections.leaderboard(cells, flops, title),
         accuracy=[sections.by_sparsity(cells, level) for level in levels],
+        orderings=orderings(cells),
         cells=sections.cell_table(cells),
         costs=ledger.costs(runs, loaded.records, flops, time, memory),
         legend=looks,
