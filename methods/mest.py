@@ -32,17 +32,17 @@ class MEST(Static):
     Passes: every pass reads the mask, which is larger than the target while `soft` lasts; the gradient is on it alone.
     FLOPs: 3 f_S a step at the density of that step, soft bound included.
     Defaults: `mutation` 0.2 of the active weights (2 % of all at 90 % sparsity), `soft` 0.5 of the preset em_s
-        (densities .15, .125, .10 at 90 %), their steps, `lam_grad` 0 and uniform from the authors' code; `period`
-        (theirs is 5 epochs) and `init` from this suite's fairness rules, which leave allocation open.
+        (densities .15, .125, .10 at 90 %), their steps and `lam_grad` 0 from the authors' code; `period` (theirs is 5
+        epochs), `init` and erk as for this suite's other dynamic methods.
     Ambiguous: the README gives densities .12, .11, .10 to EM&S, the scripts those above. The code updates at the first
         batch of an epoch, epoch 0 included, and steps as well: here an update follows the optimiser's step, the first
         one is part of `setup`, after random initial weights were pruned by magnitude. The code takes weights that are
         zero for inactive and prunes ties together; here a grown weight is active at once, and counts are exact. Its
-        first and last layers stay dense; here the task says which do.
+        densities are uniform with the first and the last layer dense; here the task says which layers are, and uniform
+        densities over all of them starve small layers (`allocation` "uniform" gives them).
     Reference: Yuan et al., arXiv 2110.14032, section 3.
     """
 
-    allocation: str = "uniform"
     period: int = 0
     mutation: float = 0.2
     soft: float = 0.0

@@ -26,7 +26,8 @@ class SmallDense(Method):
     `match` says what is equal: "parameters", the weights in Layers, to the share 1 - sparsity of those of the task's
     network; "flops", the forward FLOPs of the Layers, to those of the task's network under ERK at that sparsity, while
     the number of weights is what it will be. Widths are whole numbers: the size is the nearest there is, and `grain`
-    the weights between it and its neighbour on the other side of what was asked for.
+    the weights between it and its neighbour on the other side of what was asked for, or those by which equal FLOPs miss
+    equal weights.
 
     Passes: reads every weight and computes every gradient of the narrow network, always.
     FLOPs: 3 f of the narrow network (arXiv 1911.11134, appendix H); the reference is the task's own network.
@@ -62,11 +63,14 @@ class SmallDense(Method):
             model = SparseModel(task.build(seed, step / STEPS), example, task.dense)
             return cost(model, self.match, 1.0), model.maskable
 
-        wanted = cost(SparseModel(task.build(seed), example, task.dense), self.match, 1 - self.sparsity)
+        full = SparseModel(task.build(seed), example, task.dense)
+        wanted = cost(full, self.match, 1 - self.sparsity)
         above = 1 + bisect_left(range(1, STEPS), wanted, key=lambda step: sizes(step)[0])
         below = max(1, above - 1)
-        self.gap = max(1, sizes(above)[1] - sizes(below)[1])
-        return task.build(seed, min(below, above, key=lambda step: abs(sizes(step)[0] - wanted)) / STEPS)
+        best = min(below, above, key=lambda step: abs(sizes(step)[0] - wanted))
+        missed = abs(sizes(best)[1] - round((1 - self.sparsity) * full.maskable)) if self.match == "flops" else 1
+        self.gap = max(missed, sizes(above)[1] - sizes(below)[1])
+        return task.build(seed, best / STEPS)
 
     @property
     def grain(self) -> int:

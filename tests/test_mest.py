@@ -51,7 +51,7 @@ def targets(sparsity: float) -> list[int]:
 @OPTIMIZERS
 @pytest.mark.parametrize("fields", KINDS)
 def test_every_update_of_a_run_equals_the_simulation(kernel: str, optimizer: str, fields) -> None:
-    method = MEST(sparsity=0.75, **fields)
+    method = MEST(sparsity=0.75, allocation="uniform", **fields)
     model = begin(method, kernel, optimizer=optimizer)
     after: list = []
     step = method.optimizer.step
@@ -87,7 +87,7 @@ def test_every_update_of_a_run_equals_the_simulation(kernel: str, optimizer: str
 @pytest.mark.parametrize("init", ["sparse", "dense"])
 def test_the_first_masks_are_the_largest_initial_weights_and_what_the_first_update_grows(init: str) -> None:
     for fields in KINDS:
-        method = MEST(sparsity=0.75, init=init, **fields)
+        method = MEST(sparsity=0.75, allocation="uniform", init=init, **fields)
         model, net = begin(method), network()
         dense = [p.detach().numpy() for n, p in net.named_parameters() if p.dim() > 1]
         for layer, w, n in zip(model.layers, dense, targets(0.75), strict=True):
@@ -102,7 +102,7 @@ def test_the_first_masks_are_the_largest_initial_weights_and_what_the_first_upda
 
 @PRESETS
 def test_the_density_falls_on_the_papers_steps_to_the_target(name: str) -> None:
-    method = registry.method(name, sparsity=0.9)
+    method = registry.method(name, allocation="uniform", sparsity=0.9)
     model = begin(method, steps=160)
     soft, found = (0.5 if ":" in name else 0.0), []
     for t in range(160):
@@ -137,7 +137,7 @@ def test_the_end_is_on_target_for_every_length_period_and_bound(
 @pytest.mark.parametrize("lam", [0.0, 0.01])
 @PRESETS
 def test_counts_are_exact_where_all_weights_are_equal(name: str, lam: float, value: float) -> None:
-    method = registry.method(name, sparsity=0.75, period=1, lam_grad=lam)
+    method = registry.method(name, allocation="uniform", sparsity=0.75, period=1, lam_grad=lam)
     model = begin(method)
     for t in range(STEPS):
         method.begin(t)
@@ -152,7 +152,7 @@ def test_counts_are_exact_where_all_weights_are_equal(name: str, lam: float, val
 
 def test_a_pruned_weight_that_grows_again_starts_from_zero() -> None:
     """Nothing else is free where the target is dense: a fifth of the weights is pruned and comes back empty."""
-    method = MEST(sparsity=0.0, period=5)
+    method = MEST(allocation="uniform", sparsity=0.0, period=5)
     model = begin(method)
     train(method, model, 0, 5)
     for layer in model.layers:
@@ -167,7 +167,7 @@ def test_a_pruned_weight_that_grows_again_starts_from_zero() -> None:
 @PRESETS
 def test_the_papers_flops_are_three_passes_at_the_inflated_density(blobs, name: str) -> None:
     task = replace(blobs, recipe=replace(blobs.recipe, steps=480))
-    training = Training(task, registry.method(name, sparsity=0.75, period=4))
+    training = Training(task, registry.method(name, allocation="uniform", sparsity=0.75, period=4))
     training.setup()
     training.run()
     block = training.book.block(training.model.dense_passes, training.model.cost(), training.samples)
@@ -183,7 +183,8 @@ def test_the_papers_flops_are_three_passes_at_the_inflated_density(blobs, name: 
 def test_resuming_is_bit_exact(blobs, kernel: str, optimizer: str, name: str, stop: int) -> None:
     task = replace(blobs, recipe=replace(blobs.recipe, steps=40, optimizer=optimizer))
     whole, first, second = (
-        Training(task, registry.method(name, sparsity=0.8, lam_grad=0.01), seed=1, kernel=kernel) for _ in range(3)
+        Training(task, registry.method(name, allocation="uniform", sparsity=0.8, lam_grad=0.01), seed=1, kernel=kernel)
+        for _ in range(3)
     )
     for training, until in ((whole, None), (first, stop)):
         training.setup()

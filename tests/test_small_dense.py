@@ -158,7 +158,8 @@ def test_no_other_width_of_digits_resnet_is_nearer(match: str, sparsity: float) 
     assert [tuple(y.shape) for y in found] == [shape for shape, _ in convolutions(nearest)]
     ordered = sorted(map(sizes, NARROWER), key=lambda size: size[which])
     place = next(i for i, size in enumerate(ordered) if size[which] >= wanted)
-    assert method.grain == ordered[place][0] - ordered[place - 1][0]
+    missed = abs(sizes(nearest)[0] - round((1 - sparsity) * sizes(FULL)[0])) if which else 0
+    assert method.grain == max(ordered[place][0] - ordered[place - 1][0], missed)
 
 
 def test_a_perceptron_has_the_same_width_by_both() -> None:
