@@ -79,8 +79,8 @@ class RigL(SET):
     """SET that grows where the gradient is largest, which is dense in the pass of an update.
 
     Passes: every pass reads the mask; the gradient is on the mask too, but dense in the pass of an update.
-    FLOPs: (3 f_S m + 2 f_S + f_D) / (m + 1) a step for a period of m + 1, as if updates never stopped; here dense
-        gradients are counted where they are computed: none after `stop`.
+    FLOPs: (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) a step, as if updates never stopped; here an update takes the place of a
+        step, so that our period is ΔT + 1, and dense gradients are counted where they are computed: none after `stop`.
     Defaults: `alpha`, cosine and `stop` from the paper, section 4; erk is one of its two allocations; `period` and
         `init` from this suite's fairness rules. The itop preset: see `set`.
     Ambiguous: the code updates at step 0 already and breaks ties by noise: here the first update is at `period`, and

@@ -74,12 +74,13 @@ class IMP(Method):
     sparsity. Each training runs through the recipe's learning-rate schedule and starts the optimiser anew. `rewind`
     "weights": survivors, and all that is no Layer, running statistics included, go back to their values at the share
     `rewind_at` of the first training (0: initialisation); "lr": they stay, and the schedule alone is rewound.
+    A dense copy of the network is held for that, and counted in memory.
     Passes: the first training is dense; later every pass reads the mask and computes the gradient on it alone.
     FLOPs: the sum over all trainings, 3 f_S a step at the density of that training; sorts are charged neither by the
         papers nor here.
     Defaults: `rounds` are ours, because all trainings share the steps of one run (Frankle & Carbin prune a fifth a
-        round, at most). `rewind_at` 0.1 is, with 4 rounds, 2 % of the run, within the 0.1 to 7 % of a training that
-        arXiv 1903.01611 rewinds to.
+        round, at most). `rewind_at` 0.1 of a training is a little later than the 0.1 to 7 % that arXiv 1903.01611
+        rewinds to: trainings are short here.
     Ambiguous: with late rewinding the papers resume the schedule at the rewind point too; here, so that all trainings
         are equally long, each has the whole schedule. What becomes of the optimiser's state is not said: forgotten.
         Small networks are pruned layer by layer in the first paper, larger ones globally; here all are.

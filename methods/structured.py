@@ -104,8 +104,8 @@ class SRigL(RigL):
     the count it began with. The last Layer keeps all of its neurons, the others as many as can hold the budget.
 
     Passes: as RigL.
-    FLOPs: as RigL at the density of the mask, ablated neurons free: (3 f_S m + 2 f_S + f_D)/(m + 1) a step for a period
-        of m + 1. Ours charges weights that read the output of an ablated neuron: its bias or norm may keep it alive.
+    FLOPs: as RigL at the density of the mask, ablated neurons free: (3 f_S ΔT + 2 f_S + f_D)/(ΔT + 1) a step. Ours
+        charges weights that read the output of an ablated neuron: its bias or norm may keep it alive.
     Defaults: `gamma` 0.3 is the code's for convolutional networks (0.95 for ViT); schedule, `period` and `init` as for
         RigL; allocation erk as for the suite's other methods (the paper's for ViT: uniform).
     Ambiguous: where budgets do not divide. The first fan-ins are rounded so that their sum comes near the target. An

@@ -180,7 +180,7 @@ class Training:
         kind = self.model.cost().dense_gradient, ready, round(self.model.density, 2)
         if kind not in self._observed:
             self._observed.add(kind)
-            self.memory.observe(self.model, self.method.optimizer)
+            self.memory.observe(self.model, self.method.optimizer, self.method.memory)
 
     def _trace(self, t: int, loss: float) -> None:
         steps = self.recipe.steps

@@ -16,6 +16,7 @@ from torch import Tensor
 from methods.finetune import IMP, OneShot
 from pruning import Oracle, attached, cosine, follow, same_after_resume, spent, trained, with_recipe
 from suite import registry
+from suite.meters.memory import training_state
 from suite.method import Method
 from suite.train import Training
 
@@ -262,3 +263,13 @@ def test_imp_pays_for_every_round_and_the_budget_makes_them_full_trainings(image
 def test_bad_fields(kind: type[Method], fields: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         kind(**fields)
+
+
+def test_the_copy_for_rewinding_is_counted_in_memory(blobs) -> None:
+    training = Training(blobs, IMP(sparsity=0.8))
+    training.setup()
+    training.run(until=5)
+    before = training_state(training.model, training.method.optimizer)
+    held = sum(tensor.nbytes for tensor in training.method.memory.values())
+    assert held == sum(p.nbytes for p in training.model.net.parameters())
+    assert training_state(training.model, training.method.optimizer, training.method.memory) == before + held

@@ -20,10 +20,16 @@ PROC = Path("/proc/self")
 PEAKS = ("training_state", "peak_over_start", "peak_resident", "cuda_allocated", "cuda_reserved")
 
 
-def training_state(model: SparseModel, optimizer: torch.optim.Optimizer | None) -> int:
-    """Bytes of parameters, gradients, optimiser state, masks and index plans alive now, each storage counted once."""
+def training_state(
+    model: SparseModel, optimizer: torch.optim.Optimizer | None, memory: Mapping[str, Any] | None = None
+) -> int:
+    """Bytes of parameters, gradients, optimiser state, masks and index plans alive now, each storage counted once.
+
+    `memory` is the method's own: its tensors count as well.
+    """
     seen: dict[int, int] = {}
-    for tensor in _tensors(model, optimizer):
+    held = (value for value in (memory or {}).values() if torch.is_tensor(value))
+    for tensor in (*_tensors(model, optimizer), *held):
         storage = tensor.untyped_storage()
         seen[storage._cdata] = storage.nbytes()
     return sum(seen.values()) + sum(layer.kernel.index_bytes(layer) for layer in model.layers)
@@ -76,10 +82,12 @@ class MemoryMeter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def observe(self, model: SparseModel, optimizer: torch.optim.Optimizer | None) -> None:
+    def observe(
+        self, model: SparseModel, optimizer: torch.optim.Optimizer | None, memory: Mapping[str, Any] | None = None
+    ) -> None:
         """Keep the maximum of `training_state`; call it after a backward pass, when gradients are alive."""
         self.model = model
-        self._raise("training_state", training_state(model, optimizer))
+        self._raise("training_state", training_state(model, optimizer, memory))
 
     def _raise(self, name: str, value: int | None) -> None:
         if value is not None:
