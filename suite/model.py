@@ -56,6 +56,8 @@ class SparseModel:
 
     def compile(self) -> None:
         """Run passes through torch.compile; costs of the first passes are the user's to weigh."""
+        if not self.kernel.simulated:  # foreign code is called as it is, between compiled parts
+            self.kernel.operation = torch.compiler.disable(self.kernel.operation)  # type: ignore[method-assign]
         self._call = torch.compile(self.net)
 
     def __getitem__(self, name: str) -> Layer:
@@ -235,19 +237,32 @@ def _depthwise(module: nn.Module) -> bool:
 
 @cache
 def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
-    """A subclass of the module's class whose attribute is the weight that the pass reads, not the parameter."""
+    """A subclass of the module's class whose attribute is the weight that the pass reads, not the parameter.
+
+    The forward of a Linear or Conv2d is the kernel's operation, where it has one.
+    """
+
+    def masked(self: nn.Module) -> Layer | None:
+        layer = self.__dict__["sparse_layers"][attribute]
+        # Any other tensor was put there by torch.func.functional_call and is read as it is.
+        return None if layer.plain or self._parameters[attribute] is not layer.parameter else layer
 
     def read(self: nn.Module) -> Tensor:
-        parameter, layer = self._parameters[attribute], self.__dict__["sparse_layers"][attribute]
-        # Any other tensor was put there by torch.func.functional_call and is read as it is.
-        if layer.plain or parameter is not layer.parameter:
-            return parameter  # type: ignore[return-value]
-        return layer.kernel.weight(layer)
+        layer = masked(self)
+        return self._parameters[attribute] if layer is None else layer.kernel.weight(layer)  # type: ignore[return-value]
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:
+        layer = masked(self)
+        done = None if layer is None else layer.kernel.operation(self, layer, input)
+        return kind.forward(self, input) if done is None else done
 
     def write(self: nn.Module, value: Tensor) -> None:
         raise AttributeError(f"{attribute} of a Layer is set through Layer.assign")
 
-    return type(kind.__name__, (kind,), {attribute: property(read, write), "__module__": kind.__module__})
+    body: dict[str, Any] = {attribute: property(read, write), "__module__": kind.__module__}
+    if attribute == "weight" and issubclass(kind, (nn.Linear, nn.Conv2d)):
+        body["forward"] = forward
+    return type(kind.__name__, (kind,), body)
 
 
 def _swap(module: nn.Module, attribute: str, layer: Layer) -> None:

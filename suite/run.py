@@ -158,7 +158,13 @@ class _Execution:
             "of_parameters": (model.maskable - active) / everything,
             "on_target": wanted is None or abs(active - wanted) <= slack(wanted, training.method.grain),
             "layers": {
-                y.name: {"density": y.density, "numel": y.numel, "kernel": y.kernel.name, "fallback": y.fallback}
+                y.name: {
+                    "density": y.density,
+                    "numel": y.numel,
+                    "kernel": y.kernel.name,
+                    "route": y.kernel.route(y),
+                    "fallback": y.fallback,
+                }
                 for y in model.layers
             },
         }
@@ -166,7 +172,9 @@ class _Execution:
     def _measure(self, training: Training) -> None:
         """What the run has spent so far: also of one that failed on its way."""
         out, model, book = self.record, training.model, training.book
-        simulated = any(layer.kernel.simulated for layer in model.layers) and self.run.sparsity is not None
+        simulated = self.run.sparsity is not None and all(
+            layer.kernel.simulated or layer.kernel.route(layer) == "dense" for layer in model.layers
+        )
         out["curve"] = training.curve
         book.charged = training.method.charged
         out["flops"] = book.block(model.dense_passes, model.cost(), training.samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -91,6 +92,16 @@ def blobs() -> Blobs:
 @pytest.fixture
 def images() -> Blobs:
     return Blobs(name="test/images", image=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernel_cache(tmp_path_factory) -> Iterator[None]:
+    """Compiled kernels of this session's own, built once for all its processes."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSTBENCH_CACHE", str(root / "kernels"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Layer: masks, what is kept, grown, forgotten and dropped, the same on dense and on compact storage."""
+"""Layer: masks, what is kept, grown, forgotten and dropped, the same on every storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from suite import kernels
 from suite.layer import Layer
 
-KERNELS = ("masked", "compact")
+KERNELS = ("masked", "compact", "sparse")
 
 
 def make(kernel: str = "masked", shape: tuple[int, ...] = (4, 5), seed: int = 0) -> Layer:
@@ -152,8 +152,9 @@ def test_kept_state_waits_off_the_support_and_returns() -> None:
         assert torch.equal(layer.state["exp_avg_sq"], lost * mask)
 
 
-def test_parameter_keeps_identity_and_compact_stores_the_union_alone() -> None:
-    layer = make("compact")
+@pytest.mark.parametrize("kernel", ["compact", "sparse"])
+def test_parameter_keeps_identity_and_compact_kernels_store_the_union_alone(kernel: str) -> None:
+    layer = make(kernel)
     parameter, union = layer.parameter, random_mask(layer, 1) | random_mask(layer, 2)
     layer.forward_mask, layer.grad_mask = random_mask(layer, 1), random_mask(layer, 2)
     layer.pack()
@@ -191,14 +192,14 @@ def test_reading_a_gradient_before_any_pass_says_when_to_read_it() -> None:
         st.tuples(st.sampled_from(["both", "forward", "grad", "all", "activate", "forget", "train"]), st.integers(0, 9))
     )
 )
-def test_any_sequence_of_changes_leaves_both_storages_equal(moves: list[tuple[str, int]]) -> None:
+def test_any_sequence_of_changes_leaves_all_storages_equal(moves: list[tuple[str, int]]) -> None:
     """Values, state and counts do not depend on the storage, whatever masks a method publishes."""
-    pair = [make(kernel, (3, 4)) for kernel in KERNELS]
-    for layer in pair:
+    trio = [make(kernel, (3, 4)) for kernel in KERNELS]
+    for layer in trio:
         layer.keeps = {"exp_avg": "held"}
         attach(layer)
     for move, seed in moves:
-        for layer in pair:
+        for layer in trio:
             mask = random_mask(layer, seed)
             if move == "both":
                 layer.forward_mask = layer.grad_mask = mask
@@ -214,8 +215,9 @@ def test_any_sequence_of_changes_leaves_both_storages_equal(moves: list[tuple[st
                 layer.forget(mask)
             else:
                 train(layer, layer.optimizer, 1, seed)
-        dense, compact = pair
-        assert torch.equal(dense.weight, compact.weight)
-        assert dense.nnz() == compact.nnz()
-        for name, value in dense.state.items():
-            assert torch.equal(value, compact.state[name]), name
+        dense, *others = trio
+        for layer in others:
+            assert torch.equal(dense.weight, layer.weight)
+            assert dense.nnz() == layer.nnz()
+            for name, value in dense.state.items():
+                assert torch.equal(value, layer.state[name]), name

@@ -217,15 +217,18 @@ def test_state_dict_keys_and_parameter_identity_stay(case) -> None:
     assert all(a is b for a, b in zip(model.net.parameters(), parameters, strict=True))
 
 
-def test_fused_attention_is_off_while_a_model_lives() -> None:
+def test_fused_attention_is_off_while_a_model_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    assert torch.backends.mha.get_fastpath_enabled()
+    monkeypatch.setattr("suite.model._living", [])  # models of other tests may live on
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
     first, second = (SparseModel(transformer(), torch.zeros(1, 5, 16)) for _ in range(2))
     assert not torch.backends.mha.get_fastpath_enabled()
     del first
     assert not torch.backends.mha.get_fastpath_enabled()
     del second
     assert torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(before)
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------

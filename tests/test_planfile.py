@@ -79,7 +79,7 @@ set:
         ":16: threads is 0",
         ":17: precision is 'fp8': input should be 'fp32', 'bf16' or 'fp16'",
         ":18: device is 'gpu'",
-        ":19: unknown kernel 'fast'; choose one of masked, compact",
+        ":19: unknown kernel 'fast'; choose one of masked, compact, sparse",
         ":4: unknown method 'lin_breg'; did you mean linbreg",
         ":6: unknown task 'digits/mpl'; did you mean digits/mlp",
         ":21: digits/mlp.lr has no entry 'sdg' (given 0.1); did you mean sgd?",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from suite.kernels.base import Kernel
 from suite.kernels.compact import Compact
 from suite.kernels.masked import Masked
+from suite.kernels.sparse import Sparse
 
-KERNELS: dict[str, type[Kernel]] = {kind.name: kind for kind in (Masked, Compact)}
+KERNELS: dict[str, type[Kernel]] = {kind.name: kind for kind in (Masked, Compact, Sparse)}
 
 
 def get(name: str) -> Kernel:

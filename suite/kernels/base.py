@@ -25,6 +25,14 @@ class Kernel:
         """Why it cannot hold this weight of this module (the run then falls back to `masked` for it), or None."""
         return None
 
+    def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
+        """What a Linear or Conv2d computes in place of its own forward; None: its own, on `weight`."""
+        return None
+
+    def route(self, layer: Layer) -> str:
+        """How a pass computes the layer with its present masks, in a word: the record shows it."""
+        return self.name
+
     def pack(self, layer: Layer) -> None:
         """Bring parameter, gradient and optimiser state of the layer to the storage that its masks ask for."""
         raise NotImplementedError

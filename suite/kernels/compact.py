@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from suite.kernels.base import Kernel, MaskedRead
-from suite.layer import Layer
+from suite.layer import Layer, Mask
 
 
 class Scatter(torch.autograd.Function):
@@ -44,8 +44,7 @@ class Compact(Kernel):
     @torch.no_grad()
     def adopt(self, layer: Layer, dense: dict[str, Tensor]) -> None:
         stored = layer.stored
-        everything = torch.arange(layer.numel, device=layer.parameter.device)
-        self.index[layer.name] = everything if stored is None else everything[stored.flatten()]
+        self.locate(layer, stored)
         layer.reserve = (
             {} if stored is None else {k: dense[k].masked_fill(stored, 0) for k in dense if k in layer.keeps}
         )
@@ -53,6 +52,11 @@ class Compact(Kernel):
         layer.parameter.data = self.store(layer, dense.pop("weight"))
         if dense and layer.optimizer:
             layer.optimizer.state[layer.parameter].update({k: self.store(layer, v) for k, v in dense.items()})
+
+    def locate(self, layer: Layer, stored: Mask) -> None:
+        """Remember where the stored values lie."""
+        everything = torch.arange(layer.numel, device=layer.parameter.device)
+        self.index[layer.name] = everything if stored is None else everything[stored.flatten()]
 
     def weight(self, layer: Layer) -> Tensor:
         dense = Scatter.apply(layer.parameter, self.index[layer.name], layer.shape)

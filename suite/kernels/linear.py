@@ -1,0 +1,158 @@
+"""Linear layers on a sparse support: patterns, and their products by the C++ kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite.kernels import build
+from suite.kernels.plan import Plan, first_order
+
+ROWS = 1024  # from that many samples on, blocks of samples go through each core's cache
+BLOCK_BYTES = 1 << 20  # of the wider side of a block of 128 samples, which else has 64
+FUNCTIONS = {
+    "pattern_build": "pllppppp",
+    "pack": "plllpli",
+    "linear_forward": "plppppi",
+    "linear_backward": "pplppppppi",
+    "linear_forward_rows": "plppppli",
+    "linear_backward_rows": "pplppppppli",
+    "gather": "pplpi",
+}
+ARRAYS = ("rowptr", "col", "colptr", "row", "slot")
+
+
+class _Pattern(ctypes.Structure):
+    """As in linear.cpp."""
+
+    _fields_ = [(n, ctypes.c_long) for n in ("outputs", "inputs")] + [(n, ctypes.c_void_p) for n in ARRAYS]
+
+
+@functools.cache
+def _native() -> ctypes.CDLL:
+    return build.declare("linear", FUNCTIONS)
+
+
+class LinearPattern:
+    """CSR of a bool mask (outputs, inputs), and its transpose; `slot`: the place of each entry of the transpose."""
+
+    def __init__(self, mask: Tensor) -> None:
+        mask = mask.contiguous()
+        self.outputs, self.inputs = mask.shape
+        self.entries = int(mask.count_nonzero())
+        sizes = (self.outputs + 1, self.entries, self.inputs + 1, self.entries, self.entries)
+        self.arrays = [torch.empty(size, dtype=torch.int32) for size in sizes]
+        places = [array.data_ptr() for array in self.arrays]
+        _native().pattern_build(mask.data_ptr(), self.outputs, self.inputs, *places)
+
+    @property
+    def struct(self) -> Any:
+        """For a call of the kernels: made anew, so that a copy of the pattern holds no address of the original."""
+        return ctypes.byref(_Pattern(self.outputs, self.inputs, *(array.data_ptr() for array in self.arrays)))
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.numel() * array.element_size() for array in self.arrays)
+
+    @property
+    def block(self) -> int:
+        """Samples that go through a core's cache at a time."""
+        return 128 if max(self.inputs, self.outputs) * 128 * 4 <= BLOCK_BYTES else 64
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def transposed(x: Tensor) -> Tensor:
+    """(samples, features) as [features][samples up to a multiple of 16], zero behind; nothing moves where it is so."""
+    samples, features = x.shape
+    if x.stride() == (1, samples) and samples % 16 == 0 and x.data_ptr() % 64 == 0:
+        return x.t()
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = x.new_empty(features, -(-samples // 16) * 16)
+    threads = torch.get_num_threads()
+    _native().pack(x.data_ptr(), samples, features, x.stride(0), out.data_ptr(), out.shape[1], threads)
+    return out
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _gradients(
+    x: Tensor, grad: Tensor, pattern: LinearPattern, values: Tensor | None, rows: bool, weights: bool, bias: bool
+) -> Gradients:
+    """Of the input (if `values` are given), of the pattern's values and of the bias (with `weights` only).
+
+    x and grad are (samples, features) if `rows`, else [features][samples], as `transposed` makes them.
+    """
+    entries, threads = pattern.entries, torch.get_num_threads()
+    samples = x.shape[0] if rows else x.shape[1]
+    turned = None if values is None else torch.empty_like(values)
+    dx = None if values is None else torch.empty_like(x)
+    dw = x.new_empty(entries) if weights else None
+    db = x.new_empty(pattern.outputs) if weights and bias else None
+    results = [_at(tensor) for tensor in (dx, dw, db)]
+    common = (x.data_ptr(), grad.data_ptr(), samples, pattern.struct)
+    if not rows:
+        _native().linear_backward(*common, _at(values), _at(turned), *results, threads)
+        return dx, dw, db
+    if values is not None:
+        _native().gather(values.data_ptr(), pattern.arrays[-1].data_ptr(), entries, _at(turned), threads)
+    sums = x.new_empty(threads, entries + pattern.outputs)
+    _native().linear_backward_rows(*common, _at(turned), *results, sums.data_ptr(), pattern.block, threads)
+    return dx, dw, db
+
+
+class SparseLinear(torch.autograd.Function):
+    """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs).
+
+    A matrix of less than ROWS samples gives the transpose of a contiguous tensor: elementwise operations keep that
+    layout, and the next sparse layer takes it as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: Tensor, bias: Tensor | None, plan: Plan[LinearPattern]) -> Tensor:  # type: ignore[override]
+        pattern, values, threads = plan.forward, plan.values(stored), torch.get_num_threads()
+        ctx.plan, ctx.shape, ctx.rows = plan, x.shape, x.dim() != 2 or x.shape[0] >= ROWS
+        last = pattern.struct, values.data_ptr(), _at(bias)
+        if ctx.rows:
+            x = x.reshape(-1, pattern.inputs).contiguous()
+            y = x.new_empty(x.shape[0], pattern.outputs)
+            _native().linear_forward_rows(x.data_ptr(), x.shape[0], *last, y.data_ptr(), pattern.block, threads)
+            ctx.save_for_backward(x, values)
+            return y.view(*ctx.shape[:-1], pattern.outputs)
+        x = transposed(x)
+        y = x.new_empty(pattern.outputs, x.shape[1])
+        _native().linear_forward(x.data_ptr(), x.shape[1], *last, y.data_ptr(), threads)
+        ctx.save_for_backward(x, values)
+        return y[:, : ctx.shape[0]].t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        first_order()
+        x, values = ctx.saved_tensors
+        plan, rows = ctx.plan, ctx.rows
+        wants_x, wants_values, wants_bias = ctx.needs_input_grad[:3]
+        grad = grad.reshape(-1, grad.shape[-1])
+        d = grad.contiguous() if rows else transposed(grad)
+        together = wants_values and plan.grad is plan.forward
+        dx = dw = db = None
+        if wants_x or together:
+            dx, dw, db = _gradients(x, d, plan.forward, values if wants_x else None, rows, together, wants_bias)
+        if wants_values and plan.grad is None:
+            dense = d.t() @ x if rows else d @ x.t()
+            dw = plan.select(dense)
+        elif wants_values:
+            if not together:
+                _, dw, db = _gradients(x, d, plan.grad, None, rows, True, wants_bias)
+            dw = plan.spread(dw)
+        if wants_bias and db is None:
+            db = grad.sum(0)
+        if dx is not None:
+            dx = dx.view(ctx.shape) if rows else dx[:, : ctx.shape[0]].t()
+        return dx, dw, db, None

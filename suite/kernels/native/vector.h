@@ -1,0 +1,100 @@
+// Vectors of 16 floats by the compiler's extension: one register with AVX-512, two with AVX2, four with NEON.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace {
+
+constexpr long W = 16;  // floats of a vector
+#ifdef __AVX512F__
+constexpr int WIDE = 8;  // vectors that a kernel keeps in registers
+#else
+constexpr int WIDE = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(64)));
+typedef float Anywhere __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Lanes __attribute__((vector_size(64)));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Anywhere*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Anywhere*>(p) = v; }
+inline Vector zero() { return Vector{}; }
+inline Vector all(float x) { return x - Vector{}; }
+
+// The first n of 16 floats; nothing is read behind them.
+inline Vector load_part(const float* p, long n) {
+  if (n >= W) return load(p);
+  alignas(64) float part[W] = {};
+  for (long i = 0; i < n; i++) part[i] = p[i];
+  return load(part);
+}
+inline void store_part(float* p, Vector v, long n) {
+  if (n >= W) return store(p, v);
+  alignas(64) float part[W];
+  store(part, v);
+  for (long i = 0; i < n; i++) p[i] = part[i];
+}
+
+// Swap the off-diagonal blocks of S x S lanes between rows i and i + S.
+template <int S> inline __attribute__((always_inline)) void swap_blocks(Vector* r) {
+  Lanes low, high;
+  for (int l = 0; l < W; l++) {
+    low[l] = l & S ? W + l - S : l;
+    high[l] = l & S ? W + l : l + S;
+  }
+  for (int i = 0; i < W; i++)
+    if (!(i & S)) {
+      const Vector a = r[i], b = r[i + S];
+      r[i] = __builtin_shuffle(a, b, low);
+      r[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+inline __attribute__((always_inline)) void transpose(Vector r[W]) {
+  swap_blocks<8>(r);
+  swap_blocks<4>(r);
+  swap_blocks<2>(r);
+  swap_blocks<1>(r);
+}
+// Rows i and i + S are halved in length and share row i from then on.
+template <int S> inline __attribute__((always_inline)) void merge(Vector* r) {
+  Lanes low, high;
+  for (int l = 0; l < W; l++) {
+    low[l] = l & S ? W + l - S : l;
+    high[l] = l & S ? W + l : l + S;
+  }
+  for (int i = 0; i < S; i++) r[i] = __builtin_shuffle(r[i], r[i + S], low) + __builtin_shuffle(r[i], r[i + S], high);
+}
+// Lane k of the result is the sum over the lanes of r[k].
+inline __attribute__((always_inline)) Vector sums(Vector r[W]) {
+  merge<8>(r);
+  merge<4>(r);
+  merge<2>(r);
+  merge<1>(r);
+  return r[0];
+}
+inline float sum(Vector v) {
+  float total = 0;
+  for (int i = 0; i < W; i++) total += v[i];
+  return total;
+}
+
+// Memory of one thread that grows and is never given back while the thread lives.
+struct Scratch {
+  float* place = nullptr;
+  size_t size = 0;
+  float* get(size_t floats) {
+    if (floats > size) {
+      std::free(place);
+      size = (floats + 1023) / 1024 * 1024;
+      place = static_cast<float*>(std::aligned_alloc(4096, size * sizeof(float)));
+      if (!place) std::abort();
+    }
+    return place;
+  }
+  ~Scratch() { std::free(place); }
+};
+
+}  // namespace

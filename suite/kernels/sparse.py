@@ -1,0 +1,117 @@
+"""True sparse arithmetic on the CPU: products over the weights read alone, by C++ compiled on first use."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from suite.kernels import build
+from suite.kernels.base import Kernel, MaskedRead
+from suite.kernels.compact import Compact
+from suite.kernels.conv import ConvPattern, SparseConv2d
+from suite.kernels.linear import LinearPattern, SparseLinear
+from suite.kernels.plan import Plan, make
+from suite.layer import Layer, Mask
+
+# Share of weights from which dense arithmetic over a masked tensor is faster: between the speed-ups that the prototype
+# had at 80 % (1.6 to 2.3) and at 0 % sparsity; to be replaced by measurements of benchmarks.kernels for each shape.
+BREAK_EVEN = 0.35
+
+
+class Sparse(Compact):
+    """True sparse arithmetic of Linear and Conv2d on the CPU, in C++ compiled on first use; stores as compact does."""
+
+    name = "sparse"
+    simulated = False
+
+    def __init__(self) -> None:
+        self.where: dict[str, Mask] = {}
+        self.plans: dict[str, dict[Any, Plan[Any]]] = {}  # by layer, then by what tells its modules apart
+
+    def unsupported(self, module: nn.Module, attribute: str) -> str | None:
+        return _unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
+
+    # ---- storage -------------------------------------------------------------------------------------------------
+
+    def locate(self, layer: Layer, stored: Mask) -> None:
+        self.where[layer.name] = stored
+        self.plans.pop(layer.name, None)
+
+    def weight(self, layer: Layer) -> Tensor:
+        where, values = self.where[layer.name], layer.parameter
+        dense = values if where is None else values.new_zeros(layer.shape).masked_scatter(where, values)
+        return MaskedRead.apply(dense.view(layer.shape), layer.forward_mask, layer.grad_mask)
+
+    def dense(self, layer: Layer, stored: Tensor, kept: Tensor | None = None) -> Tensor:
+        where = self.where[layer.name]
+        if where is None:
+            return stored.view(layer.shape)
+        base = stored.new_zeros(layer.shape) if kept is None else kept.clone()
+        return base.masked_scatter_(where, stored)
+
+    def store(self, layer: Layer, dense: Tensor) -> Tensor:
+        where = self.where[layer.name]
+        return dense.reshape(-1) if where is None else dense[where]
+
+    def index_bytes(self, layer: Layer) -> int:
+        where = self.where[layer.name]
+        union = 0 if where is None or where is layer.forward_mask or where is layer.grad_mask else where.numel()
+        plans = self.plans.get(layer.name, {}).values()
+        return Kernel.index_bytes(self, layer) + union + sum(plan.bytes for plan in plans)
+
+    # ---- products ------------------------------------------------------------------------------------------------
+
+    def route(self, layer: Layer) -> str:
+        return "sparse" if layer.forward_mask is not None and layer.density <= BREAK_EVEN else "dense"
+
+    def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
+        # Under a mode that counts FLOPs or fakes tensors, torch's own operations are to be seen.
+        if self.route(layer) == "dense" or _get_current_dispatch_mode() is not None or not x.numel():
+            return None
+        if x.dtype != torch.float32 and torch.is_autocast_enabled("cpu"):
+            x = x.float()
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return None  # torch's own error is the clearest
+        if isinstance(module, nn.Conv2d):
+            return self._convolve(module, layer, x)
+        if x.shape[-1] != layer.shape[1]:
+            return None
+        return SparseLinear.apply(x, layer.parameter, module.bias, self._plan(layer, LinearPattern))
+
+    def _convolve(self, module: nn.Conv2d, layer: Layer, x: Tensor) -> Tensor | None:
+        batch = x[None] if x.dim() == 3 else x
+        if batch.dim() != 4 or batch.shape[1] != layer.shape[1]:
+            return None
+        geometry: Any = module.stride, module.padding
+        plan = self._plan(layer, partial(ConvPattern, stride=geometry[0], padding=geometry[1]), geometry)
+        y = SparseConv2d.apply(batch, layer.parameter, module.bias, plan)
+        return y[0] if x.dim() == 3 else y
+
+    def _plan(self, layer: Layer, pattern: Any, geometry: Any = None) -> Plan[Any]:
+        plans = self.plans.setdefault(layer.name, {})
+        if geometry not in plans:
+            plans[geometry] = make(layer, pattern, BREAK_EVEN)
+        return plans[geometry]
+
+
+def _unsuited(module: nn.Module, attribute: str) -> str | None:
+    """Why there is no sparse product for this weight of this module, or None."""
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"no sparse product for {attribute} of {type(module).__name__}"
+    tensors = [p for p in module._parameters.values() if p is not None]
+    for what in (f"{p.dtype} on {p.device}" for p in tensors if p.dtype != torch.float32 or p.device.type != "cpu"):
+        return f"sparse products are in float32 on the CPU, this layer is {what}"
+    if isinstance(module, nn.Conv2d):
+        if module.groups > 1:
+            return f"no sparse convolution in {module.groups} groups"
+        if max(module.dilation) > 1:
+            return f"no sparse convolution with dilation {module.dilation}"
+        if not set(module.stride) <= {1, 2}:
+            return f"no sparse convolution with stride {module.stride}"
+        if isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return f"no sparse convolution with padding {module.padding!r}, mode {module.padding_mode!r}"
+    return None

@@ -1,0 +1,173 @@
+"""Sparse linear layers against torch's dense masked ones in float64."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import platform
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suite.kernels.linear import ROWS, LinearPattern, SparseLinear, transposed
+from suite.kernels.plan import Plan
+from test_kernels_conv import assert_close, run_with
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def product(x, values, bias, pattern):
+    """All entries of the pattern read, stored and given a gradient."""
+    return SparseLinear.apply(x, values, bias, Plan(pattern, pattern, pattern.entries))
+
+
+def dense(x, w, bias, grad):
+    """y and the gradients of x, w and bias, in float64."""
+    x, w, bias = (None if t is None else t.double().requires_grad_() for t in (x, w, bias))
+    y = F.linear(x, w, bias)
+    y.backward(grad.double())
+    return y.detach(), x.grad, w.grad, None if bias is None else bias.grad
+
+
+def check(samples, inputs, outputs, density, bias, chained, seed=0):
+    """Against the oracle; `samples` is a tuple of leading dimensions; `chained`: the input comes transposed."""
+    torch.manual_seed(seed)
+    mask = torch.rand(outputs, inputs) < density
+    w, x = torch.randn(mask.shape) * mask, torch.randn(*samples, inputs)
+    b, grad = torch.randn(outputs) if bias else None, torch.randn(*samples, outputs)
+    if chained and x.dim() == 2:
+        x, grad = x.t().contiguous().t(), grad.t().contiguous().t()
+    want = dense(x, w, b, grad)
+    scales = dense(x.abs(), w.abs(), None if b is None else b.abs(), grad.abs())
+    leaf, values = x.clone(memory_format=torch.preserve_format).requires_grad_(), w[mask].requires_grad_()
+    b2 = None if b is None else b.clone().requires_grad_()
+    y = product(leaf, values, b2, LinearPattern(mask))
+    y.backward(grad)
+    assert_close(y, want[0], scales[0], "y")
+    assert_close(leaf.grad, want[1], scales[1], "dx")
+    assert_close(values.grad, want[2][mask], scales[2][mask], "dw")
+    if bias:
+        assert_close(b2.grad, want[3], scales[3], "db")
+
+
+SAMPLES = [(1,), (3,), (16,), (17,), (100,), (128,), (255,), (ROWS,), (ROWS + 6,), (2100,), (3, 5), (2, 7, 16), ()]
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(SAMPLES),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_ragged_shapes(samples, inputs, outputs, density, bias, chained):
+    check(samples, inputs, outputs, density, bias, chained)
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (4096, 1), (4096, 600), (600, 4096)])
+@pytest.mark.parametrize("samples", [20, ROWS])
+def test_wide_layers(shape, samples):
+    check((samples,), *shape, 0.05, True, False)
+
+
+@pytest.mark.parametrize("samples", [33, ROWS + 100])
+def test_threads_agree_and_repeat(samples):
+    torch.manual_seed(0)
+    mask = torch.rand(70, 50) < 0.3
+    pattern, x, grad = LinearPattern(mask), torch.randn(samples, 50), torch.randn(samples, 70)
+    results = {}
+    for name, threads in (("one", 1), ("two", 2), ("again", 2), ("five", 5)):
+        torch.set_num_threads(threads)
+        leaf, values, bias = x.clone(), torch.linspace(-1, 1, pattern.entries), torch.zeros(70)
+        leaves = [t.requires_grad_() for t in (leaf, values, bias)]
+        y = product(*leaves, pattern)
+        y.backward(grad)
+        results[name] = [y.detach(), *(t.grad for t in leaves)]
+    for name in ("two", "five"):
+        for ours, theirs in zip(results[name], results["one"], strict=True):
+            assert_close(ours, theirs.double(), theirs, name, 1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(results["two"], results["again"], strict=True))
+
+
+@pytest.mark.parametrize("samples", [20, ROWS])
+def test_nan_and_inf_pass_where_read(samples):
+    torch.manual_seed(1)
+    mask = torch.rand(30, 40) < 0.2
+    pattern, w, x = LinearPattern(mask), torch.rand(30, 40), torch.rand(samples, 40)
+    x[0, 3], x[7, 5] = float("nan"), float("inf")
+    values = w[mask].requires_grad_()
+    y = product(x, values, None, pattern)
+    assert torch.equal(y.isnan(), x.isnan().float() @ mask.t().float() > 0)
+    assert torch.equal(y == float("inf"), x.isinf().float() @ mask.t().float() > 0)
+    y.backward(torch.rand(samples, 30))
+    columns = torch.arange(40).expand(30, 40)[mask]
+    assert torch.equal(values.grad.isnan(), columns == 3) and torch.equal(values.grad.isinf(), columns == 5)
+
+
+def test_gradients_only_where_wanted():
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    x, values, bias = torch.randn(5, 4), torch.randn(12), torch.randn(3)
+    for wanted in itertools.product([False, True], repeat=3):
+        leaves = [t.clone().requires_grad_(want) for t, want in zip((x, values, bias), wanted, strict=True)]
+        y = product(*leaves, LinearPattern(mask))
+        if any(wanted):
+            y.sum().backward()
+        assert [t.grad is not None for t in leaves] == list(wanted)
+        if wanted[2]:
+            assert torch.equal(leaves[2].grad, torch.full((3,), 5.0))
+
+
+def test_a_chain_of_layers_moves_nothing_and_elementwise_operations_keep_its_layout():
+    x = torch.randn(32, 48).t()
+    assert transposed(x).data_ptr() == x.data_ptr()
+    pattern = LinearPattern(torch.rand(24, 32) < 0.5)
+    y = product(x, torch.randn(pattern.entries), None, pattern).relu()
+    assert transposed(y).data_ptr() == y.data_ptr()
+
+
+def test_strided_and_expanded_inputs_are_accepted():
+    pattern = LinearPattern(torch.rand(6, 8) < 0.5)
+    values = torch.randn(pattern.entries)
+    wide = torch.randn(20, 16)
+    for x in (
+        wide[:, ::2],
+        wide[:, 3:11],
+        wide[::3, :8],
+        torch.randn(1, 8).expand(5, 8),
+        torch.randn(4, 1).expand(4, 8),
+    ):
+        torch.testing.assert_close(product(x, values, None, pattern), product(x.contiguous(), values, None, pattern))
+
+
+def test_copies_work():
+    pattern = LinearPattern(torch.rand(6, 8) < 0.5)
+    x, values = torch.randn(4, 8), torch.randn(pattern.entries)
+    y, twin = product(x, values, None, pattern), copy.deepcopy(pattern)
+    del pattern
+    assert torch.equal(product(x, values, None, twin), y)
+
+
+def grid():
+    """Ragged shapes: what the sanitizers see."""
+    for samples, inputs, outputs in itertools.product(SAMPLES, (1, 5, 16, 33), (1, 10, 70)):
+        for density in (0.0, 0.03, 0.3, 1.0):
+            yield samples, inputs, outputs, density, density != 0.3, density == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("flags", ["-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all", "-march=haswell"])
+def test_other_builds(flags):
+    """Address and undefined-behaviour sanitizers; and the code that machines without AVX-512 run."""
+    run_with("import test_kernels_linear as t; [t.check(*a) for a in t.grid()]", flags)
