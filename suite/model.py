@@ -36,8 +36,8 @@ class SparseModel:
 
     def __init__(self, net: nn.Module, example: Any, dense: Sequence[str] = (), kernel: str = "masked") -> None:
         self.net = net
-        self._call: Callable[..., Any] = net
         self.kernel = kernels.get(kernel)
+        self._call: Callable[..., Any] = self.kernel.network(net)
         self.edits: list[tuple[str, int, list[int]]] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.example = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
@@ -59,6 +59,11 @@ class SparseModel:
         if not self.kernel.simulated:  # foreign code is called as it is, between compiled parts
             self.kernel.operation = torch.compiler.disable(self.kernel.operation)  # type: ignore[method-assign]
         self._call = torch.compile(self.net)
+
+    @property
+    def fused(self) -> list[str]:
+        """What the kernel computes in one operation; known after the first pass."""
+        return list(getattr(self._call, "parts", ()))
 
     def __getitem__(self, name: str) -> Layer:
         """The Layer of that name; KeyError suggests near ones."""

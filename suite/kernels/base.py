@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,10 @@ class Kernel:
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
         """Why it cannot hold this weight of this module (the run then falls back to `masked` for it), or None."""
         return None
+
+    def network(self, net: nn.Module) -> Callable[..., Any]:
+        """What runs a pass of the network: itself, or the same with parts computed by operations of the kernel."""
+        return net
 
     def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
         """What a Linear or Conv2d computes in place of its own forward; None: its own, on `weight`."""

@@ -19,7 +19,7 @@ import torch  # noqa: F401 - before the kernels, so that its OpenMP runtime serv
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
-TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int}
+TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "d": ctypes.c_double}
 
 
 class NotBuilt(RuntimeError):
@@ -57,7 +57,7 @@ def missing(name: str) -> str | None:
 
 
 def declare(name: str, functions: Mapping[str, str]) -> ctypes.CDLL:
-    """The library with the arguments of its functions, a letter each: p(ointer), l(ong), i(nt); they return an int."""
+    """The library with the arguments of its functions: p(ointer), l(ong), i(nt), d(ouble); they return an int."""
     found = library(name)
     for function, letters in functions.items():
         getattr(found, function).argtypes = [TYPES[letter] for letter in letters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from suite.kernels import build
 from suite.kernels.base import Kernel, MaskedRead
 from suite.kernels.compact import Compact
 from suite.kernels.conv import ConvPattern, SparseConv2d
+from suite.kernels.fuse import Fused
 from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan, make
 from suite.layer import Layer, Mask
@@ -34,6 +36,9 @@ class Sparse(Compact):
 
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
         return _unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
+
+    def network(self, net: nn.Module) -> Callable[..., Any]:
+        return Fused(net) if build.missing("norm") is None else net
 
     # ---- storage -------------------------------------------------------------------------------------------------
 
