@@ -256,3 +256,23 @@ def test_a_copy_of_the_network_computes_the_same() -> None:
     model, x = sparse_model(Mixed(), torch.zeros(1, 3, 7, 6)), torch.randn(2, 3, 7, 6)
     expected = model(x)
     assert torch.equal(copy.deepcopy(model.net)(x), expected)
+
+
+def test_results_may_be_changed_in_place_and_a_kernel_as_large_as_its_input_is_a_linear() -> None:
+    def net() -> nn.Module:
+        act = nn.ReLU(inplace=True)
+        first = nn.Conv2d(3, 8, 3, bias=False), act, nn.Conv2d(8, 6, (5, 4)), act, nn.Conv2d(6, 5, 1), act
+        return nn.Sequential(*first, nn.Flatten(), nn.Linear(5, 7), act, nn.Linear(7, 4))
+
+    for batch in (3, 16):
+        for grad in GRADS:
+            found = []
+            for kernel in ("masked", "sparse"):
+                torch.manual_seed(0)
+                model = SparseModel(net(), torch.zeros(1, 3, 7, 6), kernel=kernel)
+                draw(model, 0, 0.3, grad)
+                loss = backward(model, torch.randn(batch, 3, 7, 6))
+                found.append((loss, [layer.grad for layer in model.layers]))
+            assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+            for a, b in zip(found[0][1], found[1][1], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

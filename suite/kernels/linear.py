@@ -38,10 +38,14 @@ def _native() -> ctypes.CDLL:
 
 
 class LinearPattern:
-    """CSR of a bool mask (outputs, inputs), and its transpose; `slot`: the place of each entry of the transpose."""
+    """CSR of a bool mask (outputs, inputs), and its transpose; `slot`: the place of each entry of the transpose.
+
+    The mask of a convolution whose kernel covers its whole input, (outputs, channels, height, width), is taken too.
+    """
 
     def __init__(self, mask: Tensor) -> None:
-        mask = mask.contiguous()
+        self.taps = mask.dim() - 2
+        mask = mask.flatten(1).contiguous()
         self.outputs, self.inputs = mask.shape
         self.entries = int(mask.count_nonzero())
         sizes = (self.outputs + 1, self.entries, self.inputs + 1, self.entries, self.entries)
@@ -109,28 +113,32 @@ def _gradients(
 
 
 class SparseLinear(torch.autograd.Function):
-    """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs).
+    """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs); or (N, C, H, W) -> (N, outputs, 1, 1).
 
     A matrix of less than ROWS samples gives the transpose of a contiguous tensor: elementwise operations keep that
-    layout, and the next sparse layer takes it as it is.
+    layout, and the next sparse layer takes it as it is. No result is a view, so that it may be changed in place.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stored: Tensor, bias: Tensor | None, plan: Plan[LinearPattern]) -> Tensor:  # type: ignore[override]
         pattern, values, threads = plan.forward, plan.values(stored), torch.get_num_threads()
-        ctx.plan, ctx.shape, ctx.rows = plan, x.shape, x.dim() != 2 or x.shape[0] >= ROWS
+        ctx.plan, ctx.shape = plan, x.shape
+        x = x.flatten(1) if pattern.taps else x
+        shape = (*x.shape[:-1], pattern.outputs, *[1] * pattern.taps)
+        ctx.rows = x.dim() != 2 or x.shape[0] >= ROWS
         last = pattern.struct, values.data_ptr(), _at(bias)
         if ctx.rows:
             x = x.reshape(-1, pattern.inputs).contiguous()
-            y = x.new_empty(x.shape[0], pattern.outputs)
+            y = x.new_empty(shape)
             _native().linear_forward_rows(x.data_ptr(), x.shape[0], *last, y.data_ptr(), pattern.block, threads)
-            ctx.save_for_backward(x, values)
-            return y.view(*ctx.shape[:-1], pattern.outputs)
-        x = transposed(x)
-        y = x.new_empty(pattern.outputs, x.shape[1])
-        _native().linear_forward(x.data_ptr(), x.shape[1], *last, y.data_ptr(), threads)
+        else:
+            x = transposed(x)
+            ld = x.shape[1]
+            room = x.new_empty(pattern.outputs, ld)
+            _native().linear_forward(x.data_ptr(), ld, *last, room.data_ptr(), threads)
+            y = x.new_empty(0).set_(room.untyped_storage(), 0, shape, (1, ld, *[1] * pattern.taps))
         ctx.save_for_backward(x, values)
-        return y[:, : ctx.shape[0]].t()
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -138,7 +146,7 @@ class SparseLinear(torch.autograd.Function):
         x, values = ctx.saved_tensors
         plan, rows = ctx.plan, ctx.rows
         wants_x, wants_values, wants_bias = ctx.needs_input_grad[:3]
-        grad = grad.reshape(-1, grad.shape[-1])
+        grad = grad.flatten(1) if plan.forward.taps else grad.reshape(-1, grad.shape[-1])
         d = grad.contiguous() if rows else transposed(grad)
         together = wants_values and plan.grad is plan.forward
         dx = dw = db = None
@@ -154,5 +162,5 @@ class SparseLinear(torch.autograd.Function):
         if wants_bias and db is None:
             db = grad.sum(0)
         if dx is not None:
-            dx = dx.view(ctx.shape) if rows else dx[:, : ctx.shape[0]].t()
+            dx = dx.view(ctx.shape) if rows else dx[:, : ctx.shape[0]].t().reshape(ctx.shape)
         return dx, dw, db, None

@@ -58,6 +58,8 @@ class Plan(Generic[P]):
 
     def select(self, dense: Tensor) -> Tensor:
         """A dense gradient as stored, zero outside the grad_mask."""
+        assert self.forward_mask is not None
+        dense = dense.view(self.forward_mask.shape)
         if self.grad_mask is not None:
             dense = torch.where(self.grad_mask, dense, 0.0)
         return dense.reshape(-1) if self.stored is None else dense[self.stored]

@@ -91,9 +91,12 @@ class Sparse(Compact):
         batch = x[None] if x.dim() == 3 else x
         if batch.dim() != 4 or batch.shape[1] != layer.shape[1]:
             return None
-        geometry: Any = module.stride, module.padding
-        plan = self._plan(layer, partial(ConvPattern, stride=geometry[0], padding=geometry[1]), geometry)
-        y = SparseConv2d.apply(batch, layer.parameter, module.bias, plan)
+        if module.padding == (0, 0) and batch.shape[2:] == layer.shape[2:]:  # one result each: a Linear
+            y = SparseLinear.apply(batch, layer.parameter, module.bias, self._plan(layer, LinearPattern, "linear"))
+        else:
+            geometry: Any = module.stride, module.padding
+            plan = self._plan(layer, partial(ConvPattern, stride=geometry[0], padding=geometry[1]), geometry)
+            y = SparseConv2d.apply(batch, layer.parameter, module.bias, plan)
         return y[0] if x.dim() == 3 else y
 
     def _plan(self, layer: Layer, pattern: Any, geometry: Any = None) -> Plan[Any]:
