@@ -84,7 +84,7 @@ def test_the_sparse_products_are_what_computes(monkeypatch) -> None:
         monkeypatch.setattr(nn.functional, name, refuse)
     assert {y.kernel.route(y) for y in model.layers} == {"sparse"}
     model(torch.randn(2, 3, 7, 6)).sum().backward()
-    draw(model, 1, 0.5, "same")
+    draw(model, 1, 0.6, "same")
     assert {y.kernel.route(y) for y in model.layers} == {"dense"}
 
 

@@ -113,7 +113,7 @@ def _gradients(
 
 
 class SparseLinear(torch.autograd.Function):
-    """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs); or (N, C, H, W) -> (N, outputs, 1, 1).
+    """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs); (N, C, H, W) -> (N, outputs, 1, 1).
 
     A matrix of less than ROWS samples gives the transpose of a contiguous tensor: elementwise operations keep that
     layout, and the next sparse layer takes it as it is. No result is a view, so that it may be changed in place.

@@ -19,9 +19,15 @@ from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan, make
 from suite.layer import Layer, Mask
 
-# Share of weights from which dense arithmetic over a masked tensor is faster: between the speed-ups that the prototype
-# had at 80 % (1.6 to 2.3) and at 0 % sparsity; to be replaced by measurements of benchmarks.kernels for each shape.
-BREAK_EVEN = 0.35
+
+def break_even(shape: torch.Size) -> float:
+    """The density up to which sparse products of a weight of that shape are taken for faster than dense ones.
+
+    A little below where `benchmarks.kernels` finds them equal, forward and backward, batch 128 (docs/kernels.md).
+    """
+    if len(shape) > 2:
+        return 0.5
+    return 0.45 if 2**14 <= shape.numel() <= 2**21 else 0.35  # small: calls cost more than products; large: no cache
 
 
 class Sparse(Compact):
@@ -71,7 +77,7 @@ class Sparse(Compact):
     # ---- products ------------------------------------------------------------------------------------------------
 
     def route(self, layer: Layer) -> str:
-        return "sparse" if layer.forward_mask is not None and layer.density <= BREAK_EVEN else "dense"
+        return "sparse" if layer.forward_mask is not None and layer.density <= break_even(layer.shape) else "dense"
 
     def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
         # Under a mode that counts FLOPs or fakes tensors, torch's own operations are to be seen.
@@ -102,7 +108,7 @@ class Sparse(Compact):
     def _plan(self, layer: Layer, pattern: Any, geometry: Any = None) -> Plan[Any]:
         plans = self.plans.setdefault(layer.name, {})
         if geometry not in plans:
-            plans[geometry] = make(layer, pattern, BREAK_EVEN)
+            plans[geometry] = make(layer, pattern, break_even(layer.shape))
         return plans[geometry]
 
 
