@@ -79,33 +79,37 @@ def test_masks_change_and_training_goes_on_as_under_masked(grad: str, optimizer:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
-NETWORKS = {  # and how far losses may part in 8 steps: batch norm over few pixels multiplies rounding errors
-    "resnet18": (lambda: timm.create_model("resnet18", num_classes=10), 1e-3),
-    "vgg16": (lambda: timm.create_model("vgg16_bn", num_classes=10), 1e-3),
-    "vit_tiny": (
-        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=4, num_classes=10),
-        1e-5,
-    ),
+NETWORKS = {
+    "resnet18": lambda: timm.create_model("resnet18", num_classes=10),
+    "vgg16": lambda: timm.create_model("vgg16_bn", num_classes=10),
+    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=4, num_classes=10),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_networks_train_as_under_masked(name: str) -> None:
-    build, tolerance = NETWORKS[name]
-    losses = []
-    for kernel in ("masked", "sparse"):
+    """20 steps to 1e-5; or where training multiplies rounding, as near as masked comes to itself in another layout."""
+
+    def losses(kernel: str, layout: torch.memory_format = torch.contiguous_format) -> list[float]:
         torch.manual_seed(0)
-        model = SparseModel(build(), torch.zeros(1, 3, 32, 32), kernel=kernel)
+        net = NETWORKS[name]().to(memory_format=layout)
+        model = SparseModel(net, torch.zeros(1, 3, 32, 32), kernel=kernel)
         draw(model, 0, 0.1, "same")
         optimizer = torch.optim.SGD(model.net.parameters(), lr=0.003, momentum=0.9)
         model.attach(optimizer, {})
         found = []
-        for t in range(8):
+        for t in range(20):
             model.zero_grad()
-            found.append(backward(model, torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(t))))
+            x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(t))
+            found.append(backward(model, x.to(memory_format=layout)))
             optimizer.step()
-        losses.append(found)
-    assert all(layer.kernel.route(layer) == "sparse" for layer in model.layers if layer.fallback is None)
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-6)
-    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+        assert kernel == "masked" or all(y.kernel.route(y) == "sparse" for y in model.layers if y.fallback is None)
+        return found
+
+    masked, ours = losses("masked"), losses("sparse")
+    assert ours[0] == pytest.approx(masked[0], rel=1e-6)
+    gap = max(abs(a - b) / b for a, b in zip(ours, masked, strict=True))
+    other = max(abs(a - b) / b for a, b in zip(losses("masked", torch.channels_last), masked, strict=True))
+    print(f"{name}: {gap:.1e} from masked, which in another layout is {other:.1e} from itself")
+    assert gap <= max(1e-5, 4 * other)
