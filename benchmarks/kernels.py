@@ -1,26 +1,24 @@
 """Sparse products of single layers over dense ones, forward and backward: python -m benchmarks.kernels
 
 For each layer all candidates take turns in one run: dense fp32 in each layout, dense bf16 (autocast), torch CSR (for a
-Linear), and the kernel `sparse` at each sparsity. A sample is a batch of calls of at least 60 ms; it is dropped when
-other processes used more than 12 % of one core (and one tick of the clock) during it. Prints medians, and the ratio of
-the best dense fp32 layout to each. The pattern is uniform random; gradients of input, weight and bias are computed.
+Linear), and the kernel `sparse` at each sparsity. Prints medians (benchmarks.timing says of what), the ratio of the
+best dense fp32 layout to each, the GF/s of useful arithmetic (weights that are zero do not count) and what share that
+is of the machine's roofs (benchmarks.roofs). The pattern is uniform random; gradients of input, weight and bias are
+computed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from suite import machine
+from benchmarks import roofs, timing
+from benchmarks.timing import Call
 from suite.kernels.conv import ConvPattern, SparseConv2d
 from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan
@@ -33,10 +31,8 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "conv 256@8": (256, 8),
     "conv 512@4": (512, 4),
 }
-SAMPLE = 0.06  # seconds
-FOREIGN, TICK = 0.12, 0.01
+FP32 = ("dense rows", "dense columns", "dense NCHW", "dense NHWC")
 
-Call = Callable[[], object]
 Candidates = dict[tuple[str, float | None], Call]
 
 
@@ -132,78 +128,49 @@ def conv(channels: int, size: int, batch: int, sparsities: list[float]) -> Candi
     return calls
 
 
-def sample(call: Call, times: int) -> tuple[float, bool]:
-    """Seconds of one call, and whether other processes left us alone."""
-    busy, own, start = _busy(), time.process_time(), time.perf_counter()
-    for _ in range(times):
-        call()
-    wall = time.perf_counter() - start
-    foreign = _busy() - busy - (time.process_time() - own)
-    return wall / times, foreign <= FOREIGN * wall + TICK
+def products(layer: str, batch: int) -> float:
+    """FLOPs of forward pass, input and weight gradient, dense; padding is counted as if it were read."""
+    shape = LAYERS[layer]
+    if layer.startswith("linear"):
+        inputs, outputs, samples = shape
+        return 3 * 2.0 * inputs * outputs * samples * batch
+    channels, size = shape
+    return 3 * 2.0 * 9 * channels**2 * size**2 * batch
 
 
-def _busy() -> float:
-    spent = psutil.cpu_times()
-    return sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - getattr(spent, "guest", 0.0)
-
-
-def medians(calls: Candidates, rounds: int) -> Iterator[tuple[str, float | None, float, int]]:
-    """Candidate, sparsity, median seconds and clean samples; with fewer than 2 of those, of the fastest third."""
-    times = {}
-    for key, call in calls.items():
-        call()
-        times[key] = max(1, round(SAMPLE / sample(call, 1)[0] + 0.5))
-    found: dict[Any, list[tuple[float, bool]]] = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            found[key].append(sample(call, times[key]))
-    for (name, sparsity), samples in found.items():
-        clean = [seconds for seconds, alone in samples if alone]
-        fastest = sorted(seconds for seconds, _ in samples)[: max(1, rounds // 3)]
-        yield name, sparsity, statistics.median(clean if len(clean) >= 2 else fastest), len(clean)
-
-
-def measure(layer: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(layer: str, options: argparse.Namespace, limits: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """A row a candidate; `gflops` counts the weights read alone, `of_l1` and `of_l2` are its shares of those roofs."""
     shape = LAYERS[layer]
     if layer.startswith("linear"):
         calls = linear(shape[0], shape[1], shape[2] * options.batch, options.sparsity)
     else:
         calls = conv(shape[0], shape[1], options.batch, options.sparsity)
-    found = list(medians(calls, options.rounds))
-    fp32 = ("dense rows", "dense columns", "dense NCHW", "dense NHWC")
-    best = min(seconds for name, _, seconds, _ in found if name in fp32)
-    return [
-        {"layer": layer, "kernel": name, "sparsity": s, "seconds": t, "speedup": best / t, "clean_samples": clean}
-        for name, s, t, clean in found
-    ]
+    found = timing.medians(calls, options.rounds)
+    best = min(seconds for (name, _), (seconds, _) in found.items() if name in FP32)
+    for (name, sparsity), (seconds, clean) in found.items():
+        row = {"layer": layer, "kernel": name, "sparsity": sparsity, "seconds": seconds, "speedup": best / seconds}
+        gflops = products(layer, options.batch) * (1 - (sparsity or 0)) / seconds / 1e9
+        shares = {f"of_{roof}": None if sparsity is None else gflops / limits[roof] for roof in ("l1", "l2")}
+        yield row | {"clean_samples": clean, "gflops": gflops} | shares
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="PART", help=f"layers whose name has this: {', '.join(LAYERS)}")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.9, 0.95, 0.99])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    chosen = [layer for layer in LAYERS if options.only in layer]
-    if not chosen:
-        parser.error(f"no layer has {options.only!r} in its name: {', '.join(LAYERS)}")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    rows = []
-    for layer in chosen:
-        rows += (new := measure(layer, options))
-        for row in new if not options.json else ():
-            level = "" if row["sparsity"] is None else f"{row['sparsity']:.0%}"
-            what = f"{layer:22s} {row['kernel']:15s} {level:>4s}"
-            times = f"{row['seconds'] * 1e3:9.3f} ms {row['speedup']:6.2f} x"
-            print(f"{what} {times}  {row['clean_samples']}/{options.rounds} clean", flush=True)
-    found = {"machine": machine.facts(), "versions": machine.versions(), "rows": rows}
-    found |= {name: getattr(options, name) for name in ("threads", "batch", "rounds")}
-    print(json.dumps(found) if options.json else f"{found['machine']['cpu']}, torch {found['versions']['torch']}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    made = timing.parser(__doc__, list(LAYERS), [0.7, 0.8, 0.9, 0.95, 0.99], batch=128, rounds=11)
+    options = timing.begin(made, arguments)
+    report = timing.Report(options)
+    limits = roofs.measure(options.threads)
+    for line in roofs.lines(limits):
+        report.say(line)
+    for layer in options.chosen:
+        for row in measure(layer, options, limits):
+            remark = f"{row['clean_samples']}/{options.rounds} clean  {row['gflops']:7.1f} GF/s"
+            if row["sparsity"] is not None:
+                remark += f"  {row['of_l1']:4.0%} of L1  {row['of_l2']:4.0%} of L2"
+            report.add(row, remark)
+    report.close(roofs=limits)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
