@@ -208,10 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--steps", type=timing.count, default=200)
     made.add_argument("--task", default="cifar10/resnet18", help="of the suite, trained by SGD")
     made.add_argument("--data-root", type=Path, help="folder of the data sets")
+    made.add_argument(
+        "--recipe", nargs="+", default=[], metavar="FIELD=VALUE", help="of the task's: warmup=0.2 lr.sgd=0.05"
+    )
     made.add_argument("--full", action="store_true", help="train every candidate to the end: much slower")
     options = timing.begin(made, arguments)
     try:
-        task = registry.task(options.task, recipe={"steps": options.steps, "batch": options.batch, "optimizer": "sgd"})
+        recipe = {"steps": options.steps, "batch": options.batch, "optimizer": "sgd"}
+        recipe |= dict(text.partition("=")[::2] for text in options.recipe)
+        task = registry.task(options.task, recipe=recipe)
         task = replace(task, root=options.data_root)
         task.prepare()
     except (registry.RegistryError, DataError) as why:
@@ -221,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train(listed, options.steps)
     for row in rows(listed, task):
         report.add(row, remark(row))
-    report.close(steps=options.steps)
+    report.close(steps=options.steps, recipe=options.recipe)
     return 0
 
 

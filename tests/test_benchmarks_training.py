@@ -47,7 +47,11 @@ def test_rows(capsys, monkeypatch) -> None:
 
 
 def test_a_whole_training_of_every_candidate(capsys) -> None:
-    rows = run(capsys, "--steps", "4", "--only", "static", "--full", "--sparsity", "0.9", "0.95")["rows"]
+    found = run(
+        capsys, "--steps", "4", "--only", "static", "--full", "--sparsity", "0.9", "0.95", "--recipe", "lr.sgd=0"
+    )
+    rows = found["rows"]
+    assert found["recipe"] == ["lr.sgd=0"] and len({row["accuracy"] for row in rows[:2]}) == 1
     assert all(not row["extrapolated"] and len(row["looks"]) == 4 for row in rows)
     assert {row["sparsity"] for row in rows} == {None, 0.9, 0.95}
 
@@ -69,6 +73,8 @@ def test_missing_data_and_unknown_tasks_are_told(capsys, tmp_path) -> None:
     for arguments, text in (
         (["--data-root", str(tmp_path)], "--data-root DIR"),
         (["--task", "digits/mlq"], "did you mean"),
+        (["--recipe", "warmup"], "warmup"),
+        (["--recipe", "warmupp=0.1"], "did you mean"),
     ):
         with pytest.raises(SystemExit):
             training.main([*arguments, "--threads", "1", "--allocator", "system"])
