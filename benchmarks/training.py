@@ -3,9 +3,9 @@
 Every candidate is a run of the suite on the same task, seed and steps, and all take turns step by step: `dense`;
 `static` and `rigl` at each sparsity and `ml_linbreg` with its density rising from 1 to 7 %, each under the kernels
 `masked`, `csr` (where there is one) and `sparse`. Dense and `sparse` train to the end. The others, and dense in the
-layout NHWC, run the first steps alone, and their seconds are extrapolated from those after the first. A step that other
-processes disturbed (benchmarks.timing says when) counts the median of the clean steps of its kind, with or without
-dense weight gradient.
+layout NHWC, run the first steps alone, and their seconds are extrapolated from those after the first. `masked NHWC` is
+there to tell what another order of summation alone does to the losses. A step that other processes disturbed
+(benchmarks.timing says when) counts the median of the clean steps of its kind, with or without dense weight gradient.
 
 Prints seconds to the same number of steps and their ratio to dense, how far the losses of `sparse` part from those of
 `masked` over the first steps, the accuracy on the valid split at the end and the seconds to the same accuracy as dense.
@@ -119,8 +119,9 @@ def candidates(task: Task, options: argparse.Namespace) -> Iterator[Candidate]:
     yield Candidate("dense", "dense NHWC", None, Watched(task, registry.method("dense"), last=True), first)
     for name in options.chosen:
         for setting in [RISING] if name == "ml_linbreg" else [{"sparsity": s} for s in options.sparsity]:
-            for kernel in (k for k in ("masked", "csr", "sparse") if k in KERNELS):
-                run = Watched(task, registry.method(name, **setting), kernel=kernel)
+            for kernel in ("masked", "masked NHWC", *(k for k in ("csr", "sparse") if k in KERNELS)):
+                method, (stored, _, layout) = registry.method(name, **setting), kernel.partition(" ")
+                run = Watched(task, method, kernel=stored, last=bool(layout))
                 yield Candidate(name, kernel, setting["sparsity"], run, options.steps if kernel == "sparse" else first)
 
 

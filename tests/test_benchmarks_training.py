@@ -24,7 +24,7 @@ def test_rows(capsys, monkeypatch) -> None:
     monkeypatch.setattr(training, "FIRST", 10)
     found = run(capsys, "--steps", "30")
     rows = {(row["method"], row["kernel"]): row for row in found["rows"]}
-    kernels = [kernel for kernel in ("masked", "csr", "sparse") if kernel in training.KERNELS]
+    kernels = ["masked", "masked NHWC", *(kernel for kernel in ("csr", "sparse") if kernel in training.KERNELS)]
     dense = [("dense", "dense NCHW"), ("dense", "dense NHWC")]
     assert list(rows) == [*dense, *((m, k) for m in ("static", "rigl", "ml_linbreg") for k in kernels)]
     assert found["steps"] == 30 and found["machine"]["cpu"]
@@ -42,6 +42,7 @@ def test_rows(capsys, monkeypatch) -> None:
     assert rows["static", "sparse"]["dense_gradient_steps"] == 0 < rows["rigl", "sparse"]["dense_gradient_steps"]
     for method in ("static", "rigl", "ml_linbreg"):
         assert 0 <= rows[method, "sparse"]["loss_difference"] < 1e-3
+        assert 0 <= rows[method, "masked NHWC"]["loss_difference"] < 1e-3
         first = [rows[method, k]["loss"][0] for k in kernels]
         assert first == pytest.approx([first[0]] * len(first), rel=1e-5)
 
