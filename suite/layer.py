@@ -45,6 +45,7 @@ class Layer:
         self._forward: Mask = None
         self._grad: Mask = None
         self._dense_grad: Tensor | None = None
+        self._versions: dict[str, int] = {}
         self._stale = False
         self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
         self._nnz: dict[str, int] = {}
@@ -88,9 +89,19 @@ class Layer:
                 )
             mask = mask.to(self.parameter.device)
         self._nnz.pop(which, None)
+        self._versions[which] = _version(mask)
         self._stale, self.plain = True, False
         self.revision += 1
         return mask
+
+    def intact(self) -> None:
+        """RuntimeError if a mask was edited in place since it was declared: counts, FLOPs and storage would be stale."""
+        for which, mask in (("forward", self._forward), ("grad", self._grad)):
+            if mask is not None and _version(mask) != self._versions[which]:
+                raise RuntimeError(
+                    f"layer {self.name!r}: {which}_mask was edited in place after it was declared; build the new mask "
+                    f"in a tensor of its own (a view shares its tensor's edits) and assign it: layer.{which}_mask = new"
+                )
 
     def nnz(self, which: str = "forward") -> int:
         """How many weights `forward_mask` ("forward") or gradient entries `grad_mask` ("grad") declares."""
@@ -182,6 +193,7 @@ class Layer:
 
     def pack(self) -> None:
         """Make the storage follow the masks: outside their union values and state vanish, except what `keeps` names."""
+        self.intact()
         if self._stale:
             self._stale = False
             if self.parameter.grad is not None and self._dense_grad is None:
@@ -235,3 +247,8 @@ class Layer:
         self.reserve = {k: v.to(self.parameter.device) for k, v in saved["reserve"].items()}  # type: ignore[attr-defined]
         with torch.no_grad():
             self.parameter.copy_(saved["values"])  # type: ignore[arg-type]
+
+
+def _version(mask: Mask) -> int:
+    """How often a mask was edited in place, as torch counts it; it does not in inference mode."""
+    return 0 if mask is None or mask.is_inference() else mask._version

@@ -127,9 +127,11 @@ class SparseModel:
     # ---- cost ----------------------------------------------------------------------------------------------------
 
     def cost(self) -> Cost:
-        """FLOPs per sample of the pass that the present masks ask for."""
+        """FLOPs per sample of the pass that the present masks ask for; RuntimeError if one was edited in place."""
         if self.passes is None:
             self.passes = measure(self.net, self.example, {layer.key: layer.shape for layer in self.layers})
+        for layer in self.layers:
+            layer.intact()
         now = tuple(layer.revision for layer in self.layers)
         if self._cost is None or self._cost[0] != now:
             self._cost = now, self._count()

@@ -221,3 +221,34 @@ def test_any_sequence_of_changes_leaves_all_storages_equal(moves: list[tuple[str
             assert dense.nnz() == layer.nnz()
             for name, value in dense.state.items():
                 assert torch.equal(value, layer.state[name]), name
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("which", ["forward", "grad"])
+def test_a_mask_edited_in_place_is_an_error_until_it_is_declared_anew(kernel: str, which: str) -> None:
+    layer = make(kernel)
+    masks = {"forward": random_mask(layer, 1), "grad": random_mask(layer, 2)}
+    layer.forward_mask, layer.grad_mask = masks["forward"], masks["grad"]
+    layer.pack()
+    masks[which].fill_(False)
+    with pytest.raises(RuntimeError, match=rf"layer 'fc': {which}_mask was edited in place.*layer.{which}_mask = new"):
+        layer.pack()
+    layer.forward_mask, layer.grad_mask = masks["forward"], masks["grad"]
+    layer.pack()
+    assert layer.nnz(which) == 0
+
+
+def test_one_tensor_may_be_both_declarations_but_not_be_edited() -> None:
+    layer = make()
+    layer.forward_mask = layer.grad_mask = mask = random_mask(layer, 1)
+    layer.pack()
+    with torch.inference_mode():
+        other = random_mask(layer, 3)
+    layer.activate(other)
+    layer.restore(layer.snapshot())
+    layer.pack()
+    layer.forward_mask = layer.grad_mask = mask
+    mask.logical_not_()
+    layer.forward_mask = mask
+    with pytest.raises(RuntimeError, match="grad_mask was edited in place"):
+        layer.pack()

@@ -347,3 +347,13 @@ def test_a_checkpoint_replays_the_edits_on_a_fresh_network(kernel: str) -> None:
     assert model.cost() == other.cost()
     with pytest.raises(KeyError, match=r"no parameter or buffer '0.gain'"):
         model.shrink("0.gain", 0, keep)
+
+
+def test_the_cost_of_a_mask_that_was_edited_in_place_is_refused() -> None:
+    model = SparseModel(nn.Sequential(nn.Linear(12, 4)), torch.zeros(2, 12))
+    layer = model.layers[0]
+    layer.forward_mask = layer.grad_mask = torch.ones(layer.shape, dtype=torch.bool)
+    model.cost()
+    layer.forward_mask.fill_(False)
+    with pytest.raises(RuntimeError, match="layer .0.: forward_mask was edited in place"):
+        model.cost()
