@@ -120,7 +120,7 @@ def run(
     finished = record.done(results)
     again = {key for key, status in finished.items() if status in statuses}
     if "stale" in statuses:
-        again |= record.stale(records, sources.hashes((r["id"]["method"] for r in records), files))
+        again |= record.stale(records, sources.hashes(records, files))
     left = [r for r in runs if r.key not in finished or r.key in again]
     jobs = jobs or (1 if runs[0].device.startswith("cuda") else max(1, doctor.cores() // found.threads))
     if dry_run:
@@ -213,6 +213,7 @@ def check(
     kernel: Annotated[str, typer.Option("--kernel", help="Kernel to check methods on.")] = "masked",
     all_: Annotated[bool, typer.Option("--all", help="Check every method.")] = False,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Methods at a time; default: cores.")] = None,
+    data_root: DataRoot = None,
     plugin: Plugins = None,
 ) -> None:
     """Check that a method or a task keeps its contract."""
@@ -222,7 +223,8 @@ def check(
     if all_ == bool(target):
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
     files, bad = arguments.files(plugin), 0
-    for name, verdicts, seconds in conformance.results(target, task, kernel, jobs or diagnosis.cores(), files):
+    jobs = jobs or diagnosis.cores()
+    for name, verdicts, seconds in conformance.results(target, task, kernel, jobs, files, data_root):
         for verdict in verdicts:
             typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
         good = sum(verdict.ok for verdict in verdicts)
@@ -266,7 +268,7 @@ def _write_report(results: Path, out: Path, files: Sequence[str]) -> None:
     from suite import record, registry, sources
 
     records = record.load(results)[0]
-    stale = record.stale(records, sources.hashes((r["id"]["method"] for r in records), files))
+    stale = record.stale(records, sources.hashes(records, files))
     names = {n: {"family": e.family, "citation": e.citation} for n, e in registry.methods(files).items()}
     summary = page.write(results, out, stale, names)
     typer.echo(f"\n{summary.leaderboard}\n")

@@ -70,7 +70,7 @@ class LinBreg(Method):
     family: ClassVar[str] = "bregman"
     citation: ClassVar[str] = "Bungert et al., JMLR 2022, arXiv 2105.04319"
     keeps: ClassVar[Mapping[str, str]] = KEPT
-    grown: ClassVar[str] = "at what the dual exceeds its threshold by"
+    grown: ClassVar[str] = "one step off zero: at what the dual exceeds its threshold by"
 
     @property
     def kind(self) -> str:

@@ -62,7 +62,7 @@ class ProxSGD(LinBreg):
     name: ClassVar[str] = "prox_sgd"
     family: ClassVar[str] = "control"
     keeps: ClassVar[Mapping[str, str]] = {"momentum": "of every weight, zero or not"}
-    grown: ClassVar[str] = "at what one step leaves above the threshold"
+    grown: ClassVar[str] = "one step off zero: at what the prox leaves of it"
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> ProximalGradient:
         decay, rule = self.recipe.weight_decay[self.kind], Regularizer(self.regularizer)
@@ -111,7 +111,7 @@ class MaskedSGD(MLLinBreg):
     name: ClassVar[str] = "masked_sgd"
     family: ClassVar[str] = "control"
     keeps: ClassVar[Mapping[str, str]] = {"momentum": "held while frozen"}
-    grown: ClassVar[str] = "at one step of SGD from zero"
+    grown: ClassVar[str] = "one step off zero: SGD's"
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> ProximalGradient:
         return ProximalGradient(groups, self.layers, self.direction(), weight_decay=self.recipe.weight_decay[self.kind])

@@ -50,7 +50,7 @@ class STR(Method):
     family: ClassVar[str] = "dense-to-sparse"
     citation: ClassVar[str] = "Kusupati et al., ICML 2020, arXiv 2002.03231"
     keeps: ClassVar[dict[str, str]] = {"raw": "the dense weights w behind the threshold, which the optimiser steps"}
-    grown: ClassVar[str] = "just off zero: at what the raw weight, kept meanwhile, exceeds its threshold by"
+    grown: ClassVar[str] = "one step off zero: at what the raw weight, kept meanwhile, exceeds its threshold by"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ class STE(Method):
     name: ClassVar[str] = "ste"
     family: ClassVar[str] = "dense-to-sparse"
     citation: ClassVar[str] = "Lee et al., 2023 (JaxPruner), arXiv 2304.14082"
-    grown: ClassVar[str] = "where its own training has brought it: weights that no pass reads keep learning"
+    grown: ClassVar[str] = "at its own value: weights that no pass reads keep learning"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -229,7 +229,7 @@ class NM(Method):
     name: ClassVar[str] = "nm"
     family: ClassVar[str] = "structured"
     citation: ClassVar[str] = "Zhou et al., ICLR 2021, arXiv 2102.04010"
-    grown: ClassVar[str] = "where its own training has brought it: weights that no pass reads keep learning"
+    grown: ClassVar[str] = "at its own value: weights that no pass reads keep learning"
 
     def __post_init__(self) -> None:
         super().__post_init__()

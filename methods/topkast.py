@@ -48,7 +48,7 @@ class TopKAST(Method):
     family: ClassVar[str] = "dynamic"
     citation: ClassVar[str] = "Jayakumar et al., NeurIPS 2020, arXiv 2106.03517"
     keeps: ClassVar[dict[str, str]] = {"weight": "the values of all weights off B, from which A and B are drawn"}
-    grown: ClassVar[str] = "at the value it last had: moved unread on B, untouched off it"
+    grown: ClassVar[str] = "at its own value: moved unread on B, untouched off it"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,7 +67,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "memory": (*NUMBER, NULL),
         **dict.fromkeys(("cpu", "gpu", "os", "python"), (str, NULL)),
     },
-    "code": {"versions": (dict,), "method_source": (str, NULL), "commit": (str, NULL)},
+    "code": {"versions": (dict,), **dict.fromkeys(("method_source", "task_source", "commit"), (str, NULL))},
     "stamps": {"started": (str, NULL), "finished": (str, NULL), "resumed": (int, NULL), "shared": (bool, NULL)},
 }
 ALWAYS = ("id", "status")

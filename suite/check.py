@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
-from suite import registry
+from suite import plan, registry
+from suite.plugins import FAILURES
+from suite.values import near
 
+if TYPE_CHECKING:
+    from suite.checks.subject import Subject
+
+RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
 LIMIT = 300.0  # seconds, of a method whose checks never end
 RESUME = "resuming after any step is bit-exact"
+ELSEWHERE = "defaults are the same in another process"
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,18 @@ class Verdict:
 
 
 Result = tuple[str, list[Verdict], float]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is checked: a method by name, on a task, under a kernel; `file` takes its run from process to process."""
+
+    method: str
+    task: str
+    kernel: str = "masked"
+    plugins: tuple[str, ...] = ()
+    data_root: str | None = None
+    file: str = ""
 
 
 def check(target: str, task: str = "digits/mlp", kernel: str = "masked") -> list[Verdict]:
@@ -51,87 +74,152 @@ def check_all(
     kernel: str = "masked",
     jobs: int = 2,
     plugins: Sequence[str] = (),
+    data_root: str | None = None,
 ) -> Iterator[Result]:
     """(name, verdicts, seconds) of each method, `jobs` at a time, in the order of `names`.
 
     Each method has two processes of one forkserver: one that checks it, and one that has never seen it and resumes
-    its run after every step. RegistryError for an unknown name.
+    its run after every step. Before any starts: RegistryError for an unknown name, DataError where data is missing.
     """
-    from suite.executors import Local
+    from suite.kernels import KERNELS
 
     for name in names:
         registry.find("method", name, plugins)
+    if kernel not in KERNELS:
+        raise registry.RegistryError(f"unknown kernel {kernel!r}; {near(kernel, list(KERNELS))}")
+    plan.own_data(registry.task(task, plugins), data_root, False).prepare()
+    return _check_all(names, Given("", task, kernel, tuple(plugins), data_root), jobs)
+
+
+def _check_all(names: Sequence[str], given: Given, jobs: int) -> Iterator[Result]:
+    from suite.executors import Local
+
     local = Local(jobs)
     with local.pinned(), tempfile.TemporaryDirectory() as folder:
-        pool = ProcessPool(max_workers=jobs, max_tasks=1, context=local.context("cpu"))
+        pools = Pools(local.context("cpu"))
 
         def one(name: str) -> Result:
             started = time.monotonic()
-            given = (name, task, kernel, tuple(plugins), str(Path(folder) / f"{names.index(name)}.states"))
-            verdicts = _ask(pool, examine, given)
-            if os.path.exists(given[-1]):
-                verdicts += _ask(pool, resume, given)
+            own = replace(given, method=name, file=str(Path(folder) / f"{names.index(name)}.states"))
+            verdicts = _ask(pools, examine, own)
+            if os.path.exists(own.file):
+                verdicts += _ask(pools, resume, own)
             return name, verdicts, time.monotonic() - started
 
-        try:
-            with ThreadPoolExecutor(jobs) as threads:
+        with ThreadPoolExecutor(jobs) as threads:
+            try:
                 yield from threads.map(one, names)
+            finally:
+                pools.close()
+
+
+class Pools:
+    """A pool of one process for each question: what breaks one harms no other."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self.context = context
+        self.open: list[ProcessPool] | None = []
+        self.lock = threading.Lock()
+
+    def ask(self, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
+        """What `work` says in a fresh process; raises what it raises, and no verdicts once closed."""
+        pool = ProcessPool(max_workers=1, max_tasks=1, context=self.context)
+        with self.lock:
+            if self.open is None:
+                return []
+            self.open.append(pool)
+        try:
+            return pool.schedule(_work, (work, given), timeout=LIMIT).result()
         finally:
             pool.stop()
             pool.join()
 
+    def close(self) -> None:
+        """Stop what still runs."""
+        with self.lock:
+            left, self.open = self.open or [], None
+        for pool in left:
+            pool.stop()
 
-def _ask(pool: ProcessPool, work: Callable[..., list[Verdict]], given: tuple[Any, ...]) -> list[Verdict]:
+
+def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
+    """The verdicts of `work` in a process of its own; whatever happens to that process is a verdict too."""
+    from suite.executors import LEFT
+
     try:
-        return pool.schedule(work, given, timeout=LIMIT).result()
+        return pools.ask(work, given)
     except TimeoutError:
         text = f"no verdict after {LIMIT:g} s: the method hangs, or is far too slow"
     except ProcessExpired as error:
-        text = f"the process ended with exit code {error.exitcode}: the method killed it"
-    return [Verdict(f"{given[0]}: checks end", False, text)]
+        code = 0 if error.exitcode == LEFT else error.exitcode
+        text = f"the process ended with exit code {code}: the method killed it (os._exit, a signal, or out of memory)"
+    except BaseException as error:  # a broken pool; what a plugin raises where no check was looking
+        text = f"the checks were cut off by {type(error).__name__}: {error}"
+    return [Verdict(f"{given.method}: checks end", False, text)]
 
 
 # ---- in the worker processes ----
 
 
-def examine(name: str, task: str, kernel: str, plugins: Sequence[str], states: str) -> list[Verdict]:
-    """Every check but that of resuming, for which the run's states are left in the file `states`."""
+def _work(work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
+    from suite.executors import contained
+
+    with contained():
+        return work(given)
+
+
+def examine(given: Given) -> list[Verdict]:
+    """Every check but that of resuming, for which the run's states are left in `given.file`."""
     from suite.checks import CHECKS, REPORTS
     from suite.checks.resume import write_states
     from suite.checks.subject import Subject
 
-    subject = Subject(name, task, kernel, plugins)
+    subject, name = Subject.of(given), given.method
     try:
         reason = subject.method().skip(subject.task)
-    except Exception as error:  # a plugin may raise anything: that is the verdict
-        return [Verdict(f"{name}: can be made", False, f"{type(error).__name__}: {error}")]
+    except RAISED as error:
+        return [Verdict(f"{name}: can be made", False, explain(error, subject.files))]
     if reason:
-        return [Verdict(f"{name}: skips {task}", True, reason)]
-    verdicts = [_verdict(f"{name}: {title}", partial(test, subject)) for title, test in CHECKS.items()]
+        return [Verdict(f"{name}: skips {given.task}", True, reason)]
+    verdicts = [_verdict(subject, title, partial(test, subject)) for title, test in CHECKS.items()]
     for title, test in REPORTS.items():
-        with suppress(Exception):
+        with suppress(*RAISED):
             verdicts.append(Verdict(f"{name}: {title}", True, test(subject)))
-    with suppress(Exception):  # what is wrong has been said
-        write_states(subject, Path(states))
-    return verdicts
+    written = _verdict(subject, RESUME, partial(write_states, subject, Path(given.file)))
+    return verdicts if written.ok else [*verdicts, written]
 
 
-def resume(name: str, task: str, kernel: str, plugins: Sequence[str], states: str) -> list[Verdict]:
-    """The check of resuming, in a process that has not trained the method."""
-    from suite.checks.resume import resumes_after_any_step
+def resume(given: Given) -> list[Verdict]:
+    """What takes another process than the one that trained the method."""
+    from suite.checks.resume import defaults_are_those_of_another_process, resumes_after_any_step
     from suite.checks.subject import Subject
 
-    subject = Subject(name, task, kernel, plugins)
-    return [_verdict(f"{name}: {RESUME}", partial(resumes_after_any_step, subject, Path(states)))]
+    subject = Subject.of(given)
+    tests = {RESUME: resumes_after_any_step, ELSEWHERE: defaults_are_those_of_another_process}
+    return [_verdict(subject, title, partial(test, subject, Path(given.file))) for title, test in tests.items()]
 
 
-def _verdict(title: str, test: Callable[[], str]) -> Verdict:
+def _verdict(subject: Subject, title: str, test: Callable[[], str]) -> Verdict:
     from suite.checks.subject import NotChecked
 
+    name = f"{subject.name}: {title}"
     try:
         wrong = test()
     except NotChecked as reason:
-        return Verdict(title, True, f"not checked: {reason}")
-    except Exception as error:  # a plugin may raise anything: that is the verdict
-        wrong = f"{type(error).__name__}: {error}"
-    return Verdict(title, not wrong, wrong or "holds")
+        return Verdict(name, True, f"not checked: {reason}")
+    except RAISED as error:  # a plugin may raise anything: that is the verdict
+        wrong = explain(error, subject.files)
+    return Verdict(name, not wrong, wrong or "holds")
+
+
+def explain(error: BaseException, files: Collection[str]) -> str:
+    """The kind and text of an error, and `file.py:LINE` of the last frame in one of `files`, else of the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = ([frame for frame in frames if frame.filename in files] or frames)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+
+
+def files_of(kind: type) -> set[str]:
+    """The files that a class and its bases are written in, the suite's own apart."""
+    modules = {k.__module__ for k in kind.__mro__ if k.__module__.split(".")[0] != "suite"}
+    return {file for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))}

@@ -16,6 +16,8 @@ from torch import Tensor
 from suite import check, registry
 from suite.check import Result, Verdict
 from suite.model import SparseModel
+from suite.plan import own_data
+from suite.plugins import FAILURES
 from suite.registry import Entry
 from suite.task import SPLITS, Batch, Task
 from suite.train import Training
@@ -24,10 +26,12 @@ ENDLESS, WHOLE = SPLITS[:2], SPLITS[2:]
 BATCHES, STEPS = 100, 20  # of the endless splits: enough to see most rows of a small data set; of a training
 
 
-def results(target: str, task: str, kernel: str, jobs: int = 1, plugins: Sequence[str] = ()) -> Iterator[Result]:
+def results(
+    target: str, task: str, kernel: str, jobs: int = 1, plugins: Sequence[str] = (), data_root: str | None = None
+) -> Iterator[Result]:
     """(name, verdicts, seconds) of the method or task `target`, of all that a plugin file has, or of all methods ("").
 
-    RegistryError for an unknown name and for a file that is broken.
+    RegistryError for an unknown name and for a file that is broken, DataError where a task's data is missing.
     """
     own = [str(Path(target).resolve())] if target.endswith(".py") else []
     files = [*own, *plugins]
@@ -38,10 +42,10 @@ def results(target: str, task: str, kernel: str, jobs: int = 1, plugins: Sequenc
         methods, tasks = [], [target]
     else:
         methods, tasks = [registry.find("method", target, files).name] if target else list(entries[0]), []
+    found = check.check_all(methods, task, kernel, jobs, files, data_root) if methods else ()
     for name in tasks:
-        yield _task(name, files)
-    if methods:
-        yield from check.check_all(methods, task, kernel, jobs, files)
+        yield _task(name, files, data_root)
+    yield from found
 
 
 def _own(entries: Mapping[str, Entry], path: str) -> list[str]:
@@ -52,16 +56,16 @@ def _own(entries: Mapping[str, Entry], path: str) -> list[str]:
     return [entry.name for entry in own]
 
 
-def _task(name: str, plugins: Sequence[str]) -> Result:
+def _task(name: str, plugins: Sequence[str], data_root: str | None) -> Result:
     started = time.monotonic()
-    task = registry.task(name, plugins)
+    task = own_data(registry.task(name, plugins), data_root, download=False)
     task.prepare()
     verdicts = []
     for title, test in CHECKS.items():
         try:
             wrong = test(task)
-        except Exception as error:  # a plugin may raise anything: that is the verdict
-            wrong = f"{type(error).__name__}: {error}"
+        except FAILURES as error:  # a plugin may raise anything: that is the verdict
+            wrong = check.explain(error, check.files_of(type(task)))
         verdicts.append(Verdict(f"{name}: {title}", not wrong, wrong or "holds"))
     return name, verdicts, time.monotonic() - started
 

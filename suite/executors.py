@@ -32,6 +32,7 @@ THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 KILLED = 9
+LEFT = 97  # stands for exit code 0 in the midst of a task
 
 
 class Outcome(NamedTuple):
@@ -170,16 +171,23 @@ class _Watch:
 
 
 def work(worker: str, run: dict[str, Any], results: str, shared: bool, start_method: str) -> str:
-    """In the child: call `worker` ("module:function") on the run, and die with the parent."""
+    """In the child: call `worker` ("module:function") on the run."""
+    module, _, function = worker.partition(":")
+    with contained():
+        return getattr(importlib.import_module(module), function)(run, results, shared, start_method)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """In the child: die with the parent, and let no exit pass for the end of the task."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent, os._exit), daemon=True).start()
-    module, _, function = worker.partition(":")
     leave = os._exit
     # pebble waits for ever for a worker that leaves with exit code 0 in the midst of its task.
-    os._exit = lambda status: leave(status or 97)  # type: ignore[assignment, return-value]
+    os._exit = lambda status: leave(status or LEFT)  # type: ignore[assignment, return-value]
     try:
-        return getattr(importlib.import_module(module), function)(run, results, shared, start_method)
+        yield
     finally:
         os._exit = leave
 
@@ -190,7 +198,7 @@ def expired(code: int, out_of_memory: bool) -> tuple[str, str]:
     A SIGKILL is "oom" where the kernel counted a kill for want of memory while the run ran, else "error".
     """
     if code >= 0:
-        return "error", f"process ended with exit code {0 if code == 97 else code} in the midst of the run"
+        return "error", f"process ended with exit code {0 if code == LEFT else code} in the midst of the run"
     if -code == KILLED and out_of_memory:
         return "oom", "process killed by the kernel for want of memory (its oom_kill counter grew during the run)"
     with suppress(ValueError):

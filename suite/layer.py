@@ -95,7 +95,7 @@ class Layer:
         return mask
 
     def intact(self) -> None:
-        """RuntimeError if a mask was edited in place since it was declared: counts, FLOPs and storage would be stale."""
+        """RuntimeError if a mask was edited in place since it was declared: counts and storage would be stale."""
         for which, mask in (("forward", self._forward), ("grad", self._grad)):
             if mask is not None and _version(mask) != self._versions[which]:
                 raise RuntimeError(

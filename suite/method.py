@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from suite.layer import Layer
 from suite.recipe import Recipe
+from suite.values import typed
 
 if TYPE_CHECKING:
     from suite.model import SparseModel
     from suite.task import Task
+
+STARTS = ("at zero", "at its own value", "one step off zero")  # how `Method.grown` may begin
 
 
 class Gradients(Protocol):
@@ -62,9 +65,10 @@ class Method:
     version: ClassVar[int] = 1
     sparse: ClassVar[bool] = True  # False: sparsity does not apply, one run serves every level
     keeps: ClassVar[Mapping[str, str]] = {}
-    grown: ClassVar[str] = ""  # where a weight starts that a pass has not read before, if not at zero
+    grown: ClassVar[str] = ""  # where a weight starts that a pass has not read before: one of `STARTS`, then why
 
     def __post_init__(self) -> None:
+        typed(self.name, self)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"{self.name}: sparsity is {self.sparsity}; give a share of zero weights in [0, 1)")
         if self.budget <= 0:

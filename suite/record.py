@@ -103,13 +103,17 @@ def done(results: str | Path) -> dict[str, str]:
     return {key: status for key, status in found.items() if status != "interrupted"}
 
 
-def stale(records: Iterable[Mapping[str, Any]], sources: Mapping[str, str]) -> set[str]:
-    """The keys of records whose method's source is not today's; `sources`: method -> today's hash."""
+def stale(records: Iterable[Mapping[str, Any]], sources: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """The keys of records whose method's or task's source is not today's; `sources`: kind -> name -> today's hash.
+
+    Where a record or today's sources lack a hash, nothing is said: records of older versions have none of the task.
+    """
     found = set()
     for record in records:
-        then, now = (record.get("code") or {}).get("method_source"), sources.get(record["id"]["method"])
-        if then and now and then != now:
-            found.add(record["id"]["key"])
+        for kind, hashes in sources.items():
+            then, now = (record.get("code") or {}).get(f"{kind}_source"), hashes.get(record["id"][kind])
+            if then and now and then != now:
+                found.add(record["id"]["key"])
     return found
 
 

@@ -188,17 +188,20 @@ class _Execution:
 
     def _code(self) -> dict[str, Any]:
         entry = registry.methods(self.run.plugins)[self.run.method]
+        task = registry.tasks(self.run.plugins)[self.run.task]
         return {
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
             "method_source": registry.source_hash(entry),
+            "task_source": registry.source_hash(task),
             "distribution": machine.distribution() if entry.origin == "built-in" else entry.origin,
         }
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def _made_by(self) -> list[str]:
-        return [self.record["code"]["method_source"], str(torch.__version__)]
+        code = self.record["code"]
+        return [code["method_source"], code["task_source"], str(torch.__version__)]
 
     @property
     def _file(self) -> Path:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from suite import registry
 
 
-def hashes(names: Iterable[str], plugins: registry.Files = ()) -> dict[str, str]:
-    """Method -> hash of its source today; names that are unknown or broken are left out."""
-    known, found = registry.methods(plugins), {}
-    for name in dict.fromkeys(names):
-        if name in known:
-            try:
-                found[name] = registry.source_hash(known[name])
-            except registry.Broken:
-                continue
+def hashes(records: Iterable[Mapping[str, Any]], plugins: registry.Files = ()) -> dict[str, dict[str, str]]:
+    """ "method" and "task" -> name -> hash of its source today, of all that the records name.
+
+    Names that are unknown or broken are left out.
+    """
+    records = list(records)
+    found: dict[str, dict[str, str]] = {}
+    for kind, known in (("method", registry.methods(plugins)), ("task", registry.tasks(plugins))):
+        found[kind] = {}
+        for name in dict.fromkeys(record["id"][kind] for record in records):
+            with suppress(KeyError, registry.Broken):
+                found[kind][name] = registry.source_hash(known[name])
     return found
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import numbers
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((numbers.Integral,), "a whole number"),
+    float: ((numbers.Real,), "a number"),
+    str: ((str,), "a text"),
+}
 
 
 def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -71,6 +79,19 @@ def read(text: str) -> Any:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
     except YAMLError:
         return text
+
+
+def typed(name: str, owner: Any) -> None:
+    """ValueError for the first field of an instance that is declared a `bool`, `int`, `float` or `str` and holds none.
+
+    A whole number is a number too; a truth value is neither.
+    """
+    hints = _hints(owner)
+    for field in (f.name for f in dataclasses.fields(owner)):
+        kinds, wanted = SCALARS.get(hints.get(field), ((object,), ""))
+        value = getattr(owner, field)
+        if not isinstance(value, kinds) or (bool not in kinds and wanted and isinstance(value, bool)):
+            raise ValueError(f"{name}: {field} is {value!r}; give {wanted}")
 
 
 def defaults(owner: Any) -> dict[str, Any]:

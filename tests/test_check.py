@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import torch
 
+from broken import HEAD, breach
 from methods import METHODS
 from suite import registry
-from suite.check import RESUME, check, check_all, examine, resume
+from suite.check import RESUME, Given, Pools, _ask, check, check_all, examine, explain, resume
 from suite.checks import CHECKS, invariance
 from suite.checks.resume import resumes_after_any_step, write_states
 from suite.checks.subject import NotChecked, Recorded, Subject
-
-HEAD = """
-import random
-from dataclasses import dataclass, field
-
-import torch
-from suite.method import Method
-from suite.registry import register
-
-def largest(method, score):
-    for layer in method.layers:
-        k = round(layer.numel * (1 - method.sparsity))
-        mask = torch.zeros(layer.numel, dtype=torch.bool)
-        mask[score(layer).flatten().topk(k).indices] = True
-        yield layer, mask.view(layer.shape)
-
-@register
-class Broken(Method):
-    def setup(self, gradients):
-        for layer, mask in largest(self, lambda layer: torch.rand(layer.shape, generator=self.rng)):
-            layer.activate(mask)
-"""
 
 BREACHES = {
     "hyper-parameters survive JSON": """
@@ -72,6 +52,11 @@ BREACHES = {
                 keep.view(-1)[free[torch.randperm(len(free), generator=self.rng)[:moved]]] = True
                 layer.activate(keep)
 """,
+    "masks are not edited": """
+    def begin(self, t):
+        if t == 5:
+            for layer in self.layers: layer.forward_mask.data.logical_not_()
+""",
     "gradients are those declared": """
     def setup(self, gradients):
         super().setup(gradients)
@@ -88,6 +73,10 @@ BREACHES = {
         if t % 8 == 7:
             for layer in self.layers:
                 layer.activate(layer.forward_mask.flatten().roll(1).view(layer.shape), grown=0.1)
+""",
+    "finish prunes nothing": """
+    def finish(self):
+        for layer in self.layers: layer.assign(layer.weight * (layer.weight.abs() > 0.05))
 """,
     "work outside the pass is charged": """
     def step(self, t):
@@ -125,12 +114,6 @@ BREACHES = {
             outputs, inputs = layer.shape
 """,
 }
-
-
-def breach(tmp_path: Path, code: str) -> Subject:
-    path = tmp_path / "broken.py"
-    path.write_text(HEAD + code)
-    return Subject("broken", "digits/mlp", "masked", [str(path)])
 
 
 @pytest.mark.parametrize("title", BREACHES)
@@ -186,7 +169,7 @@ HIDDEN = """
 def test_state_that_no_checkpoint_holds_is_caught(tmp_path: Path) -> None:
     subject = breach(tmp_path, HIDDEN)
     write_states(subject, tmp_path / "states")
-    assert "after step 1 model" in resumes_after_any_step(subject, tmp_path / "states")
+    assert "after step 95 model" in resumes_after_any_step(subject, tmp_path / "states")
     (tmp_path / "healthy").mkdir()
     healthy = breach(tmp_path / "healthy", "")
     write_states(healthy, tmp_path / "states")
@@ -202,9 +185,9 @@ def test_ties_and_zeros_are_seen_as_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["dense", "static", "magnitude", "rigl", "adabreg", "ml_linbreg"])
 def test_healthy_methods_pass(method: str, tmp_path: Path) -> None:
-    verdicts = examine(method, "digits/mlp", "masked", (), str(tmp_path / "states"))
-    verdicts += resume(method, "digits/mlp", "masked", (), str(tmp_path / "states"))
-    assert len(verdicts) == len(CHECKS) + 2
+    given = Given(method, "digits/mlp", file=str(tmp_path / "states"))
+    verdicts = [*examine(given), *resume(given)]
+    assert len(verdicts) == len(CHECKS) + 3
     assert [v for v in verdicts if not v.ok] == []
 
 
@@ -212,8 +195,9 @@ def test_healthy_methods_pass(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["digits/mlp", "digits/resnet"])
 def test_every_method_passes(task: str) -> None:
     names = [entry.name for entry in METHODS]
-    bad = {name: [v for v in found if not v.ok] for name, found, _ in check_all(names, task)}
-    assert {name: found for name, found in bad.items() if found} == {}
+    bad = {v.name for _, found, _ in check_all(names, task) for v in found if not v.ok}
+    # Equal FLOPs are not equal weights where Layers use theirs unequally often: its runs are off_target there too.
+    assert bad == ({"small_dense:flops: density is on target"} if task == "digits/resnet" else set())
 
 
 def test_a_plugin_is_checked_in_processes_of_its_own(tmp_path: Path) -> None:
@@ -225,22 +209,64 @@ def test_a_plugin_is_checked_in_processes_of_its_own(tmp_path: Path) -> None:
 
 def test_what_raises_hangs_or_dies_gets_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bad.py"
+    methods = {
+        "Dies": "import os; os._exit(3)",
+        "Leaves": "import os; os._exit(0)",
+        "Killed": "import os; os.kill(os.getpid(), 9)",
+        "Quits": "raise SystemExit(0)",
+        "Interrupts": "raise KeyboardInterrupt",
+        "Hangs": "import time; time.sleep(60)",
+    }
     path.write_text(
-        HEAD + "        raise ArithmeticError('my fault')\n"
-        "\n@register\nclass Dies(Method):\n    def begin(self, t):\n        import os; os._exit(3)\n"
-        "\n@register\nclass Hangs(Method):\n    def begin(self, t):\n        import time; time.sleep(60)\n"
+        HEAD
+        + "        raise ArithmeticError('my fault')\n"
+        + "".join(
+            f"\n@register\nclass {n}(Method):\n    def begin(self, t):\n        {x}\n" for n, x in methods.items()
+        )
     )
     monkeypatch.setattr("suite.check.LIMIT", 15.0)
-    texts = " | ".join(v.text for v in check(str(path)) if not v.ok)
-    for text in ("ArithmeticError: my fault", "the process ended with exit code 3", "no verdict after 15 s"):
-        assert text in texts
+    bad: dict[str, list[str]] = {}
+    for verdict in check(str(path)):
+        if not verdict.ok:
+            bad.setdefault(verdict.name.partition(":")[0], []).append(verdict.text)
+    line = HEAD.splitlines().index("            layer.activate(mask)") + 2
+    assert f"ArithmeticError: my fault (bad.py:{line})" in bad["broken"]
+    for name, text in {
+        "dies": "the process ended with exit code 3",
+        "leaves": "the process ended with exit code 0",
+        "killed": "the process ended with exit code -9",
+        "quits": "SystemExit: 0 (bad.py:",
+        "interrupts": "KeyboardInterrupt:  (bad.py:",
+        "hangs": "no verdict after 15 s",
+    }.items():
+        assert any(found.startswith(text) for found in bad[name]), (name, bad[name])
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("worker died"), SystemExit(0), OSError("no more processes")])
+def test_whatever_becomes_of_the_process_is_a_verdict(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Pools, "ask", fail)
+    (verdict,) = _ask(Pools(None), examine, Given("rigl", "digits/mlp"))  # type: ignore[arg-type]
+    assert not verdict.ok and verdict.name == "rigl: checks end" and type(error).__name__ in verdict.text
+
+
+def test_a_verdict_names_the_last_line_of_the_plugin_itself(tmp_path: Path) -> None:
+    subject = breach(tmp_path, "    def begin(self, t):\n        self.layers[0].activate(7)\n")
+    with pytest.raises(AttributeError) as caught:
+        CHECKS["density is on target"](subject)
+    line = len(HEAD.splitlines()) + 2
+    assert explain(caught.value, subject.files).endswith(f"(broken.py:{line})")
+    assert "(layer.py:" in explain(caught.value, ())
+    assert "methods/dynamic.py" in " ".join(Subject("rigl", "digits/mlp").files)
 
 
 def test_a_structure_is_checked_where_it_exists_or_says_why_not(tmp_path: Path) -> None:
     assert Subject("nm", "digits/mlp").method().sparsity == 0.75
     path = tmp_path / "none.py"
     path.write_text(HEAD + "    def skip(self, task):\n        return 'not for ' + task.name\n")
-    (verdict,) = examine("broken", "digits/mlp", "masked", [str(path)], str(tmp_path / "states"))
+    (verdict,) = examine(Given("broken", "digits/mlp", "masked", (str(path),), file=str(tmp_path / "states")))
     assert verdict.ok and verdict.text == "not for digits/mlp"
 
 

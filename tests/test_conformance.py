@@ -162,8 +162,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The calls of `check_all`; every method is well."""
     calls: list[tuple[Any, ...]] = []
 
-    def check_all(names: Sequence[str], task: str, kernel: str, jobs: int, plugins: Any) -> Iterator[check.Result]:
+    def check_all(names: Sequence[str], task: str, kernel: str, jobs: int, *others: Any) -> Iterator[check.Result]:
+        plugins, root = others
         calls.append((list(names), task, kernel, jobs, list(plugins)))
+        assert root is None
         yield from ((name, [Verdict(name, True, "holds")], 0.0) for name in names)
 
     monkeypatch.setattr(check, "check_all", check_all)

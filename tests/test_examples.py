@@ -109,12 +109,24 @@ def test_an_edit_makes_the_records_of_an_installed_method_stale(installed: Path,
     run = Run("example_method", "example_task", 0.9, budget=0.1)
     execute(run.to_json(), str(tmp_path))
     records, _ = record.load(tmp_path)
-    before = sources.hashes(["example_method"])
-    assert records[0]["code"]["method_source"] == before["example_method"] and not record.stale(records, before)
-    (installed / "task.py").write_text((installed / "task.py").read_text() + "# another task is no other method\n")
-    assert sources.hashes(["example_method"]) == before
+    before, code = sources.hashes(records), records[0]["code"]
+    assert code["method_source"] == before["method"]["example_method"]
+    assert code["task_source"] == before["task"]["example_task"] and not record.stale(records, before)
     (installed / "method.py").write_text((installed / "method.py").read_text().replace("0.5", "0.4"))
-    assert record.stale(records, sources.hashes(["example_method"])) == {run.key}
+    after = sources.hashes(records)
+    assert after["task"] == before["task"] and record.stale(records, after) == {run.key}
+
+
+def test_an_edit_makes_the_records_of_an_installed_task_stale(installed: Path, tmp_path: Path) -> None:
+    run = Run("example_method", "example_task", 0.9, budget=0.1)
+    execute(run.to_json(), str(tmp_path))
+    records, _ = record.load(tmp_path)
+    before = sources.hashes(records)
+    (installed / "task.py").write_text((installed / "task.py").read_text() + "# another task is no other method\n")
+    after = sources.hashes(records)
+    assert after["method"] == before["method"] and record.stale(records, after) == {run.key}
+    older = [{**r, "code": {k: v for k, v in r["code"].items() if k != "task_source"}} for r in records]
+    assert record.stale(older, after) == set(), "records of older versions know no source of the task"
 
 
 def test_an_edit_makes_the_records_of_a_file_stale(tmp_path: Path) -> None:
@@ -122,9 +134,9 @@ def test_an_edit_makes_the_records_of_a_file_stale(tmp_path: Path) -> None:
     run = Run("of_a_file", "digits/mlp", 0.9, budget=0.1, plugins=(str(file),))
     execute(run.to_json(), str(tmp_path))
     records, _ = record.load(tmp_path)
-    assert not record.stale(records, sources.hashes(["of_a_file"], [file]))
+    assert not record.stale(records, sources.hashes(records, [file]))
     file.write_text(file.read_text().replace("alpha: float = 0.3", "alpha: float = 0.2"))
-    assert record.stale(records, sources.hashes(["of_a_file"], [file])) == {run.key}
+    assert record.stale(records, sources.hashes(records, [file])) == {run.key}
 
 
 def test_the_folder_in_docs_is_clean() -> None:

@@ -355,5 +355,5 @@ def test_the_cost_of_a_mask_that_was_edited_in_place_is_refused() -> None:
     layer.forward_mask = layer.grad_mask = torch.ones(layer.shape, dtype=torch.bool)
     model.cost()
     layer.forward_mask.fill_(False)
-    with pytest.raises(RuntimeError, match="layer .0.: forward_mask was edited in place"):
+    with pytest.raises(RuntimeError, match=r"layer .0.: forward_mask was edited in place"):
         model.cost()

@@ -99,9 +99,13 @@ def test_numbers_that_json_lacks_are_refused_and_odd_values_are_told(tmp_path: P
 
 
 def test_stale_records_are_those_of_another_source() -> None:
-    def of(method: str, source: str | None) -> dict[str, Any]:
-        run = Run(method, "t", data=str(source))
-        return {**record.empty(run), "code": {"method_source": source} if source else None}
+    def of(method: str, source: str | None, **more: str) -> dict[str, Any]:
+        run = Run(method, "t", data=f"{source}{more}")
+        return {**record.empty(run), "code": {"method_source": source, **more} if source else None}
 
     records = [of("a", "old"), of("a", "new"), of("b", "any"), of("a", None)]
-    assert record.stale(records, {"a": "new"}) == {records[0]["id"]["key"]}
+    records += [of("a", "new", task_source="old"), of("a", "new", task_source="new")]
+    keys = [r["id"]["key"] for r in records]
+    assert record.stale(records, {"method": {"a": "new"}}) == {keys[0]}
+    assert record.stale(records, {"method": {"a": "new"}, "task": {"t": "new"}}) == {keys[0], keys[4]}
+    assert record.stale(records, {"method": {}, "task": {"other": "new"}}) == set()

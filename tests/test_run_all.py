@@ -211,9 +211,9 @@ def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, pl
     result = call("check", "mine.py", "--task", "digits/vit", "--kernel", "compact", "--plugin", plugin)
     lines = ["ok   a: first: fine", "BAD  a: second: not so", "a: 1 of 2 ok, 1.2 s", "ok   b: first: fine"]
     assert result.exit_code == 1 and result.output.splitlines() == [*lines, "b: 1 of 1 ok, 0.0 s"]
-    assert call("check", "--all", "--jobs", "3").exit_code == 0
-    assert asked[0] == ("mine.py", "digits/vit", "compact", doctor.cores(), [str(plugin)])
-    assert asked[1] == ("", "digits/mlp", "masked", 3, [])
+    assert call("check", "--all", "--jobs", "3", "--data-root", "data").exit_code == 0
+    assert asked[0] == ("mine.py", "digits/vit", "compact", doctor.cores(), [str(plugin)], None)
+    assert asked[1] == ("", "digits/mlp", "masked", 3, [], "data")
 
 
 @pytest.mark.parametrize("arguments", [[], ["rigl", "--all"]])
@@ -223,8 +223,14 @@ def test_check_wants_a_name_or_all(arguments: list[str]) -> None:
 
 
 def test_check_of_what_is_not_there_is_one_message(tmp_path: Path) -> None:
-    for target, message in (("rigel", "did you mean rigl"), ("nowhere.py", "no such plugin file")):
-        result = call("check", target)
+    for arguments, message in (
+        (["rigel"], "did you mean rigl"),
+        (["nowhere.py"], "no such plugin file"),
+        (["rigl", "--task", "digits/mpl"], "unknown task 'digits/mpl'; did you mean digits/mlp"),
+        (["rigl", "--kernel", "maskd"], "unknown kernel 'maskd'; did you mean masked?"),
+        (["rigl", "--task", "cifar10/resnet18", "--data-root", str(tmp_path)], str(tmp_path)),
+    ):
+        result = call("check", *arguments)
         assert result.exit_code == 2 and message in said(result) and "Traceback" not in result.output
 
 

@@ -8,8 +8,13 @@ from suite.registry import Entry
 
 def test_hashes_of_what_can_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("@register\nclass Bad(Method): pass\n1 / 0\n")
-    found = sources.hashes(["dense", "dense", "bad", "gone"], [tmp_path / "b.py"])
-    assert found == {"dense": registry.source_hash(registry.methods()["dense"])}
+    names = [("dense", "digits/mlp"), ("dense", "digits/mlp"), ("bad", "gone"), ("gone", "digits/vit")]
+    records = ({"id": {"method": method, "task": task}} for method, task in names)
+    found = sources.hashes(records, [tmp_path / "b.py"])
+    assert found == {
+        "method": {"dense": registry.source_hash(registry.methods()["dense"])},
+        "task": {n: registry.source_hash(registry.tasks()[n]) for n in ("digits/mlp", "digits/vit")},
+    }
 
 
 def test_modules_that_import(monkeypatch: pytest.MonkeyPatch) -> None:

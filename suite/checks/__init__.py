@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from suite.checks import cost, counts, declared, invariance
+from suite.checks import cost, counts, declared, grown, invariance
 from suite.checks.subject import Subject
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
@@ -12,10 +12,12 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "no layer is empty": counts.no_layer_is_empty,
     "counts are exact under ties": counts.counts_are_exact_under_ties,
     "counts are exact under zeros": counts.counts_are_exact_under_zeros,
+    "masks are not edited": declared.masks_are_not_edited,
     "gradients are those declared": declared.gradients_are_those_declared,
     "unread weights have no influence": declared.unread_weights_have_no_influence,
     "nothing lives outside the masks": declared.nothing_lives_outside,
-    "grown weights start as declared": declared.grown_weights_start_as_declared,
+    "grown weights start as declared": grown.grown_weights_start_as_declared,
+    "finish prunes nothing": declared.finish_prunes_nothing,
     "work outside the pass is charged": cost.work_outside_the_pass_is_charged,
     "storages agree": invariance.storages_agree,
     "loss scale does not matter": invariance.loss_scale_does_not_matter,

@@ -10,7 +10,7 @@ from suite.train import Training
 
 
 def work_outside_the_pass_is_charged(subject: Subject) -> str:
-    """Products that `begin` and `step` dispatch, hidden passes among them, are at most what the method charges."""
+    """Products that `begin`, `step` and `finish` dispatch, hidden passes too, are at most what the method charges."""
     training, wrong = subject.training(), list[str]()
     meters: list[FlopMeter] = []
     charged: list[int] = []
@@ -24,14 +24,18 @@ def work_outside_the_pass_is_charged(subject: Subject) -> str:
         meters[-1].__exit__(None, None, None)
         spent, booked = meters[-1].total, training.method.charged - charged[-1]
         if spent > booked:
+            call = where if where == "finish" else f"{where}({t})"
             wrong.append(
-                f"{where}({t}) computes {spent} FLOPs and charges {booked}: call self.charge, or leave it to the pass"
+                f"{call} computes {spent} FLOPs and charges {booked}: call self.charge, or leave it to the pass"
             )
 
     for around, name in ((around_begin, "begin"), (around_step, "step")):
         training = subject.training()
         with around(training, before=start, after=partial(stop, name)):
             training.run()
+    start(training, training.t)
+    training.method.finish()
+    stop("finish", training, training.t)
     return few(wrong)
 
 

@@ -11,26 +11,56 @@ import torch
 from torch import Tensor
 
 from suite.checks.subject import STEPS, Subject
+from suite.values import plain
 
+LASTING = "the state cannot be saved (keep tensors, numbers and text alone in `memory`, optimiser and rng)"
 METERS = ("clock", "memory", "devices")  # measurements; and where tensors were, which every process decides anew
 
 
-def write_states(subject: Subject, file: Path) -> None:
-    """Train, and keep what a checkpoint would hold before the first and after every step."""
-    training = subject.training()
-    states = [_frozen(training.state())]
-    training.run(after=lambda: states.append(_frozen(training.state())))
+def write_states(subject: Subject, file: Path) -> str:
+    """Train, and keep what a checkpoint would hold before the first step, after every step, and after `finish`."""
+    training, states = subject.training(), list[bytes]()
+
+    def keep() -> None:
+        try:
+            states.append(_frozen(training.state()))
+            _thawed(states[-1])
+        except Exception as error:  # what torch cannot pickle, or will not load
+            raise TypeError(f"after step {training.t} {LASTING}: {str(error).splitlines()[0]}") from error
+
+    keep()
+    training.run(after=keep)
+    training.method.finish()
+    keep()
     with open(file, "wb") as out:
-        pickle.dump(states, out)
+        pickle.dump({"states": states, "defaults": _defaults(subject)}, out)
+    return ""
+
+
+def defaults_are_those_of_another_process(subject: Subject, file: Path) -> str:
+    """Defaults are no part of a run's key: they may not depend on time, chance or machine."""
+    with open(file, "rb") as source:
+        there = pickle.load(source)["defaults"]
+    changed = [f"{name} = {value!r}, there {there.get(name)!r}" for name, value in _defaults(subject).items()
+               if there.get(name) != value]  # fmt: skip
+    return f"defaults differ from process to process ({'; '.join(changed)}): give constants" if changed else ""
+
+
+def _defaults(subject: Subject) -> dict[str, Any]:
+    return {name: plain(value) for name, value in subject.method().hyperparameters().items()}
 
 
 def resumes_after_any_step(subject: Subject, file: Path) -> str:
-    """In this process: from each state anew one step on to the next state, and from one in the middle to the end."""
+    """In this process: from each state anew one step on to the next, and from one in the middle to the end.
+
+    The last state comes first: what a class or module gathers from step to step is not there to be found.
+    """
     with open(file, "rb") as source:
-        states = pickle.load(source)
-    for t in range(STEPS):
+        states = pickle.load(source)["states"]
+    for t in reversed(range(STEPS + 1)):
         if found := _from(subject, states[t], t + 1, states[t + 1]):
-            return f"after step {t} {found} differ once resumed: keep what lasts in Layers, optimiser, rng or memory"
+            where = f"after step {t}" if t < STEPS else "finish() after the last step:"
+            return f"{where} {found} differ once resumed: keep what lasts in Layers, optimiser, rng or memory"
     middle = STEPS // 2 + 1
     found = _from(subject, states[middle], STEPS, states[STEPS])
     return f"resumed after step {middle}, {found} differ at the end" if found else ""
@@ -39,7 +69,9 @@ def resumes_after_any_step(subject: Subject, file: Path) -> str:
 def _from(subject: Subject, saved: bytes, until: int, wanted: bytes) -> str:
     training = subject.training(ready=False)
     training.load(_thawed(saved))
-    training.run(until=until)
+    training.run(until=min(until, STEPS))
+    if until > STEPS:
+        training.method.finish()
     return ", ".join(_differences(_thawed(wanted), _thawed(_frozen(training.state()))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite import registry
+from suite import check, plan, registry
 from suite.layer import Layer
 from suite.method import Method
 from suite.task import Task
@@ -28,21 +28,34 @@ class NotChecked(Exception):
 
 @dataclass
 class Subject:
-    """One method by name, on a task cut to `STEPS` steps, under a kernel."""
+    """One method by name, on a task cut to `STEPS` steps, under a kernel; `given` is a task in place of a named one."""
 
     name: str
     task_name: str
     kernel: str = "masked"
     plugins: Sequence[str] = ()
+    data_root: str | None = None
     device: str = "cpu"
-    wrong: list[str] = field(default_factory=list)
+    given: Task | None = None
+
+    @classmethod
+    def of(cls, given: check.Given) -> Subject:
+        """The subject that `dstbench check` was given."""
+        return cls(given.method, given.task, given.kernel, given.plugins, given.data_root)
 
     @cached_property
     def task(self) -> Task:
         """The task, shortened."""
-        found = registry.task(self.task_name, plugins=self.plugins)
+        found = self.given or plan.own_data(registry.task(self.task_name, self.plugins), self.data_root, False)
         found.prepare()
         return replace(found, recipe=replace(found.recipe, steps=STEPS))
+
+    @cached_property
+    def files(self) -> set[str]:
+        """The files that the method is written in."""
+        with suppress(registry.RegistryError):
+            return check.files_of(registry.find("method", self.name, self.plugins).load())
+        return set(self.plugins)
 
     @cached_property
     def sparsity(self) -> dict[str, float]:
@@ -71,15 +84,15 @@ class Subject:
 
 @dataclass
 class Recorded:
-    """What a run did: active weights read by each pass, losses, and the training after its last step."""
+    """What a run did: active weights read by each pass, losses, and the training after its last step and `finish`."""
 
     training: Training
     counts: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, training: Training, until: int | None = None, disturb: Watch = lambda training, t: None) -> Recorded:
-        """Train; `disturb` is called before every step."""
+    def of(cls, training: Training, until: int | None = None, before: Watch | None = None) -> Recorded:
+        """Train; `before` is called before every step."""
         record = cls(training)
         descend = training.method.descend
 
@@ -90,8 +103,10 @@ class Recorded:
             return loss
 
         training.method.descend = watched  # type: ignore[method-assign]
-        with around_begin(training, before=disturb):
+        with around_begin(training, before=before or nothing):
             training.run(until=until)
+        if until is None:
+            training.method.finish()
         return record
 
     @property
@@ -124,6 +139,19 @@ def around(hook: str, training: Training, before: Watch = nothing, after: Watch 
         yield
     finally:
         setattr(method, hook, call)
+
+
+def after_optimizer(training: Training, then: Callable[[], None]) -> None:
+    """Call `then` after each step of the training's optimiser."""
+    optimizer = training.method.optimizer
+    step = optimizer.step
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        out = step(*arguments, **named)
+        then()
+        return out
+
+    optimizer.step = watched  # type: ignore[method-assign]
 
 
 around_begin, around_step = partial(around, "begin"), partial(around, "step")
