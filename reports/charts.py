@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.series import Look, domain
+from reports.series import Look, bounds, domain
 
 HEIGHT = 260
 SOLID: dict[str, Any] = {"clip": True, "filled": True, "size": 75, "opacity": 1}
@@ -117,6 +117,28 @@ def ratio_chart(part: pd.DataFrame, looks: Mapping[str, Look], title: str) -> di
         alt.Chart(data.name(means)).mark_tick(thickness=2.5, size=18, color="#222222").encode(x=x, y=y, tooltip=tip),
     ]  # fmt: skip
     return _spec(alt.layer(*layers), data, f"{title}, ratio to dense by method", height=24 * len(order) + 10)
+
+
+def realised(part: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Any]:
+    """One panel: step time against training FLOPs, both over dense; the diagonal is ideal, hollow is simulated."""
+    import altair as alt
+
+    data, span = _Datasets(), bounds(part)
+    scale, axis = alt.Scale(type="log", domain=span, nice=False), alt.Axis(format="~g", tickCount=5)
+    x = alt.X("flops:Q", title="training FLOPs ÷ dense", scale=scale, axis=axis)
+    y = alt.Y("time:Q", title="step time ÷ dense", scale=scale, axis=axis)
+    tip = [alt.Tooltip(f"{name}:Q", format=".3~f") for name in ("sparsity", "flops", "time", "share")]
+    base = alt.Chart(data.name(part[["method", "kernel", "sparsity", "flops", "time", "share", "simulated"]]))
+    base = base.encode(x=x, y=y, color=_colour(looks), shape=_shape(looks), tooltip=["method:N", "kernel:N", *tip])
+    ideal = alt.Data(values=[{"flops": edge, "time": edge} for edge in span])
+    dense = alt.Data(values=[{"flops": edge, "time": 1} for edge in span])
+    layers = [
+        alt.Chart(ideal).mark_line(strokeDash=[5, 4], color="#000000", strokeWidth=1).encode(x=x, y=y),
+        alt.Chart(dense).mark_line(strokeDash=[2, 3], color="#7F7F7F", strokeWidth=1).encode(x=x, y=y),
+        base.transform_filter("!datum.simulated").mark_point(**SOLID),
+        base.transform_filter("datum.simulated").mark_point(**HOLLOW),
+    ]
+    return _spec(alt.layer(*layers), data, f"step time against training FLOPs, over dense: {_first(part, 'panel')}")
 
 
 def _first(part: pd.DataFrame, column: str) -> str:

@@ -81,10 +81,10 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (setting, machine, task), group in split(runs, ["setting", "machine.name", "task"]):
         base = group[group["method"] == reference(group)]
-        fit, base_note = _fit(base)
-        scale = fit["value"].mean() if len(fit) else float("nan")
+        whole, base_note = fit(base)
+        scale = whole["value"].mean() if len(whole) else float("nan")
         for (sparsity, method, dense), part in split(levels(group), ["sparsity", "method", "dense"]):
-            used, note = _fit(part)
+            used, note = fit(part)
             ratio = t_interval(list(used["value"] / scale))
             note = note or (f"dense reference {base_note}" if base_note else "")
             rows.append([setting, machine, task, sparsity, method, dense, len(used), used["value"].mean(), ratio.mean,
@@ -95,9 +95,9 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _fit(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def fit(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The runs fit to be ranked and no note; all of them and the reason if none is."""
-    fit = part[part["unfit"] == ""]
-    if len(fit) or not len(part):
-        return fit, "" if len(part) else "missing on this machine"
+    alone = part[part["unfit"] == ""]
+    if len(alone) or not len(part):
+        return alone, "" if len(part) else "missing on this machine"
     return part, ", ".join(sorted(set(part["unfit"])))

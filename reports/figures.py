@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reports.rows import each
-from reports.series import Look, domain
+from reports.series import Look, bounds, domain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +55,17 @@ def write(
     return paths
 
 
+def realised(out: Path, board: pd.DataFrame, looks: Mapping[str, Look]) -> list[Path]:
+    """The figure of a board of `reports.realised`, as SVG and PNG; [] where no row of it has a time."""
+    import matplotlib
+
+    timed = board[board["time"].notna()]
+    if not len(timed):
+        return []
+    with matplotlib.rc_context(STYLE):
+        return _save(_grid(timed, "panel", lambda ax, part: _realised(ax, part, looks), looks), Path(out) / "realised")
+
+
 def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -67,7 +78,8 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     for ax, name in zip(axes, names, strict=False):
         draw(ax, table[table[facet] == name])
         ax.set_title(name, fontsize=9)
-        ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
+        if ax.get_xscale() == "linear":
+            ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
     for ax in axes[len(names) :]:
         ax.remove()
     shown = [name for name in looks if name in set(table["method"])]
@@ -123,6 +135,23 @@ def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
     ax.plot(means, range(len(order)), "|", color="#222222", markersize=11, markeredgewidth=2)
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
     ax.set(xlabel="÷ dense", ylabel="", xlim=(0, None))
+
+
+def _realised(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    span = bounds(part)
+    ax.plot(span, span, "--", color="black", linewidth=1)
+    ax.axhline(1, color="#7F7F7F", linestyle=":", linewidth=1)
+    for row in each(part):
+        fill = "none" if row.simulated else "full"
+        ax.plot(row.flops, row.time, looks[row.method].marker, color=looks[row.method].colour, fillstyle=fill)
+    ax.set(xscale="log", yscale="log", xlim=span, ylim=span)
+    ax.set(xlabel="training FLOPs ÷ dense", ylabel="step time ÷ dense\n(hollow: simulated)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(LogLocator(subs=()))
 
 
 def _lines(ax: Axes, part: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:

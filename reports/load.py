@@ -16,7 +16,7 @@ from reports.schema import FAILED, FIELDS, upgrade, validate
 NAME = re.compile(r"(?P<key>[0-9a-f]{12})-(?P<attempt>[1-9]\d*)\.json")
 SCALARS = {f"{block}.{name}": types for block, fields in FIELDS.items() for name, types in fields.items()
            if not {list, dict} & set(types)}  # fmt: skip
-DERIVED = ("run", "file", "setting", "task", "method", "dense", "sparsity", "seed", "outcome", "stale")
+DERIVED = ("run", "file", "setting", "conditions", "task", "method", "dense", "sparsity", "seed", "outcome", "stale")
 
 
 @dataclass
@@ -121,7 +121,8 @@ def _row(position: int, record: Mapping[str, Any], stale: Sequence[str] | set[st
     }
     row |= {"dense": who["sparsity"] is None, "seed": who["seed"], "stale": who["key"] in stale}
     changed = {k: v for k, v in who["hyperparameters"].items() if k != "sparsity"}
-    return row | {"method": _label(who["method"], changed), "setting": _setting(record), "outcome": _outcome(record)}
+    row |= {"setting": _setting(record, who["kernel"]), "conditions": _setting(record)}
+    return row | {"method": _label(who["method"], changed), "outcome": _outcome(record)}
 
 
 def _label(name: str, changed: Mapping[str, Any] | None) -> str:
@@ -129,11 +130,11 @@ def _label(name: str, changed: Mapping[str, Any] | None) -> str:
     return name + (f"({', '.join(f'{k}={changed[k]}' for k in sorted(changed))})" if changed else "")
 
 
-def _setting(record: Mapping[str, Any]) -> str:
+def _setting(record: Mapping[str, Any], kernel: str = "") -> str:
     who, recipe = record["id"], (record.get("params") or {}).get("recipe") or {}
     precision = who["precision"] or recipe.get("precision") or "precision of the recipe"
     threads = f"{who['threads']} thread{'s' * (who['threads'] != 1)}"
-    return f"budget {who['budget']:g} · {precision} · {who['kernel']} · {who['device']} · {threads}"
+    return " · ".join(filter(None, [f"budget {who['budget']:g}", precision, kernel, who["device"], threads]))
 
 
 def _outcome(record: Mapping[str, Any]) -> str:

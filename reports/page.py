@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports import boards, charts, costs, figures, ledger, sections, series
+from reports import boards, charts, costs, figures, ledger, realised, sections, series
 from reports.load import Loaded, frame, load
 from reports.orderings import orderings
 from reports.rows import split
@@ -58,6 +58,15 @@ class Section:
     charts: dict[str, list[Chart]] = field(default_factory=dict)
 
 
+@dataclass
+class SpeedUp:
+    """The board that compares kernels, over all settings; `charts` is empty where no run has a time."""
+
+    table: Table
+    legend: Mapping[str, series.Look]
+    charts: list[Chart]
+
+
 def write(
     results: Path, out: Path, stale: Collection[str] = (), names: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Summary:
@@ -74,15 +83,16 @@ def write(
     cells.drop(columns="seeds").to_csv(out / "cells.csv", index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
+    speed = _speed_up(runs, out / "figures")
     about = _about(runs, loaded, names or {})
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
     shown = [
         t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
     ]
-    text = "\n".join(["# dstbench", "", *[table.markdown() for table in (*(shown or boards_shown), *about)]])
+    text = "\n".join(["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), speed.table, *about)]])
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
     index = out / "index.html"
-    index.write_text(_render(parts, about, runs, loaded), encoding="utf-8")
+    index.write_text(_render(parts, speed, about, runs, loaded), encoding="utf-8")
     short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
     return Summary("\n\n".join(t.text() for t in short), index, loaded.set_aside)
 
@@ -112,6 +122,14 @@ def _section(
     section.charts = _charts(cells, points, curves, ratios, looks, f"s{position}")
     figures.write(folder, points, curves, ratios, looks, _metrics(cells), suffix)
     return section
+
+
+def _speed_up(runs: pd.DataFrame, folder: Path) -> SpeedUp:
+    board, looks = realised.board(runs), series.looks(runs)
+    figures.realised(folder, board, looks)
+    panels = split(board[board["time"].notna()], "panel")
+    drawn = [Chart(f"speed-{i}", charts.realised(part, looks), panel) for i, (panel, part) in enumerate(panels)]
+    return SpeedUp(realised.table(board), {name: looks[name] for name in looks if name in set(board["method"])}, drawn)
 
 
 def _metrics(cells: pd.DataFrame) -> dict[Any, str | None]:
@@ -160,7 +178,9 @@ def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, 
     ]
 
 
-def _render(parts: Sequence[Section], about: Sequence[Table], runs: pd.DataFrame, loaded: Loaded) -> str:
+def _render(
+    parts: Sequence[Section], speed: SpeedUp, about: Sequence[Table], runs: pd.DataFrame, loaded: Loaded
+) -> str:
     import jinja2
     import vl_convert
 
@@ -169,8 +189,10 @@ def _render(parts: Sequence[Section], about: Sequence[Table], runs: pd.DataFrame
     counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "missing")}
     bundle = files("itables") / "html"
     specs = {chart.id: chart.spec for part in parts for group in part.charts.values() for chart in group}
+    specs |= {chart.id: chart.spec for chart in speed.charts}
     return environment.get_template("index.html").render(
         parts=parts,
+        speed=speed,
         about=about,
         counts=counts,
         runs=len(runs),

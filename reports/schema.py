@@ -54,7 +54,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "time": {
         **dict.fromkeys(("wall", "train"), NUMBER),
-        **dict.fromkeys(("overhead", "step_median"), (*NUMBER, NULL)),
+        **dict.fromkeys(("overhead", "step_median", "steps"), (*NUMBER, NULL)),
         "simulated": (bool, NULL),
     },
     "memory": {

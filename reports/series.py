@@ -91,6 +91,12 @@ def domain(part: pd.DataFrame) -> list[float]:
     return [float(means.min() - 0.35 * span), float(means.max() + 0.35 * span)]
 
 
+def bounds(part: pd.DataFrame) -> list[float]:
+    """The range that both ratios of a realised speed-up, and dense at 1, lie in, with room at the edges."""
+    both = part[["flops", "time"]]
+    return [0.8 * float(both.min().min()), 1.25 * max(1.0, float(both.max().max()))]
+
+
 def unseen(part: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """What a chart of one task cannot show: failed cells, and points outside `domain`."""
     low, high = domain(part) if len(part) else (-math.inf, math.inf)

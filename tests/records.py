@@ -28,7 +28,7 @@ def make(
         "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
                   "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
                   "dense_gradient_steps": 3, "source": "masks"},
-        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "simulated": True},
+        "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "steps": 2, "simulated": True},
         "energy": [],
         "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,
                    "peak_over_start": 10.0, "peak_resident": 20.0, "cuda_allocated": None, "cuda_reserved": None},

@@ -73,21 +73,29 @@ def page(folder, tmp_path, **more):
 def test_the_report_is_complete_and_offline(tmp_path):
     summary, text, outline = page(store(tmp_path, grid()), tmp_path)
     files = {p.relative_to(tmp_path / "report").as_posix() for p in (tmp_path / "report").rglob("*") if p.is_file()}
-    names = ("accuracy-sparsity", "accuracy-flops", "curves", "ratios")
+    names = ("accuracy-sparsity", "accuracy-flops", "curves", "ratios", "realised")
     assert files == {"index.html", "leaderboard.md", "cells.csv"} | {
         f"figures/{n}.{k}" for n in names for k in ("svg", "png")
     }
     assert not [a for a in outline.addresses if a.startswith(("http", "//"))]
     assert "default-src 'none'" in text and "connect-src" not in text
     assert summary.index == tmp_path / "report" / "index.html" and summary.set_aside == []
-    assert {"leaderboard", "accuracy-0-9", "cells", "flops", "time", "memory", "failures", "machines"} <= set(
-        outline.ids
-    )
+    assert {
+        "leaderboard",
+        "accuracy-0-9",
+        "cells",
+        "flops",
+        "time",
+        "memory",
+        "realised",
+        "failures",
+        "machines",
+    } <= set(outline.ids)
     anchors = {a[1:] for a in outline.addresses if a.startswith("#")}
     assert anchors and anchors <= set(outline.ids)
     specs = json.loads(outline.scripts["specs"])
-    # 2 tasks × (sparsity, two FLOPs conventions, three curves) and five ratios.
-    assert len(specs) == 2 * 6 + 5 and set(specs) <= set(outline.ids)
+    # 2 tasks × (sparsity, two FLOPs conventions, three curves, speed-up) and five ratios.
+    assert len(specs) == 2 * 7 + 5 and set(specs) <= set(outline.ids)
     assert "export{" in json.loads(outline.scripts["datatables"])
     assert text.count("One multiply-add = 2 FLOPs") >= 3
 
