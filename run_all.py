@@ -234,6 +234,24 @@ def check(
 
 
 @app.command()
+def explain(
+    task: Annotated[str, typer.Option("--task", help="Task.")] = "digits/mlp",
+    method: Annotated[str, typer.Option("--method", help="Method, whose first masks are taken.")] = "rigl",
+    sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zero weights.")] = 0.9,
+    kernel: Annotated[str, typer.Option("--kernel", help="Kernel.")] = "sparse",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the run.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+) -> None:
+    """Say by which kernel and route each layer of a run is computed, and why."""
+    from suite import explain as explanation
+
+    found = explanation.explain(method, task, sparsity, kernel, threads, data_root, arguments.files(plugin))
+    typer.echo(json.dumps(found, indent=1) if json_ else explanation.text(found))
+
+
+@app.command()
 def new(
     kind: Annotated[str, typer.Argument(metavar="method|task")],
     name: Annotated[str, typer.Argument(help="Small letters, digits and underscores.")],
