@@ -80,9 +80,10 @@ def run(
     tasks: Annotated[str | None, _option("--tasks", metavar="X,Y", help="Tasks.")] = None,
     sparsity: Annotated[str | None, _option("--sparsity", metavar="0.9,0.95", help="Shares of zero weights.")] = None,
     seeds: Annotated[str | None, _option("--seeds", metavar="0,1,2", help="Seeds.")] = None,
-    kernel: Annotated[str | None, _option("--kernel", help="Kernel: masked, compact, sparse.")] = None,
+    kernel: Annotated[str | None, _option("--kernel", help="Kernel; `list kernels` shows them.")] = None,
     device: Annotated[str | None, _option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, _option("--precision", help="fp32, bf16 or fp16, not the recipe's.")] = None,
+    allocator: Annotated[str | None, _option("--allocator", help="system or tuned: docs/kernels.md.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at a time; default cores / threads.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of a run; default 1.")] = None,
     budget: Annotated[float | None, typer.Option("--budget", help="Factor on the steps of every task.")] = None,
@@ -97,9 +98,7 @@ def run(
     timeout: Annotated[str | None, _option("--timeout", metavar="2h", help="Limit on each run; default 24h.")] = None,
     watts_per_core: Annotated[float | None, _option("--watts-per-core", help="For the estimate of energy.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their cost; run nothing.")] = False,
-    retry: Annotated[
-        str | None, _option("--retry", metavar="STATUS,…", help="Repeat runs of these statuses; also: stale.")
-    ] = None,
+    retry: Annotated[str | None, _option("--retry", metavar="STATUS,…", help="Repeat such runs; also: stale.")] = None,
     save_models: Annotated[bool, typer.Option("--save-models", help="Keep weights and masks of each run.")] = False,
 ) -> None:
     """Train what the plan says; what has a record already is not repeated."""
@@ -107,7 +106,8 @@ def run(
     from suite import plan as plans
 
     options: dict[str, Any] = {"kernel": kernel, "device": device, "precision": precision, "threads": threads}
-    options |= {"budget": budget, "timeout": timeout, "watts_per_core": watts_per_core, "set": arguments.pairs(set_)}
+    options |= {"allocator": allocator, "budget": budget, "timeout": timeout, "watts_per_core": watts_per_core}
+    options["set"] = arguments.pairs(set_)
     for name, text in (("methods", methods), ("tasks", tasks), ("sparsity", sparsity), ("seeds", seeds)):
         options[name] = None if text is None else [part.strip() for part in text.split(",")]
     files = arguments.files(plugin)
@@ -240,6 +240,8 @@ def explain(
     sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zero weights.")] = 0.9,
     kernel: Annotated[str, typer.Option("--kernel", help="Kernel.")] = "sparse",
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the run.")] = 1,
+    device: Annotated[str, _option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str | None, _option("--precision", help="fp32, bf16 or fp16.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     data_root: DataRoot = None,
     plugin: Plugins = None,
@@ -247,7 +249,8 @@ def explain(
     """Say by which kernel and route each layer of a run is computed, and why."""
     from suite import explain as explanation
 
-    found = explanation.explain(method, task, sparsity, kernel, threads, data_root, arguments.files(plugin))
+    how = threads, device, precision, data_root, arguments.files(plugin)
+    found = explanation.explain(method, task, sparsity, kernel, *how)
     typer.echo(json.dumps(found, indent=1) if json_ else explanation.text(found))
 
 

@@ -134,7 +134,8 @@ def _setting(record: Mapping[str, Any], kernel: str = "") -> str:
     who, recipe = record["id"], (record.get("params") or {}).get("recipe") or {}
     precision = who["precision"] or recipe.get("precision") or "precision of the recipe"
     threads = f"{who['threads']} thread{'s' * (who['threads'] != 1)}"
-    return " · ".join(filter(None, [f"budget {who['budget']:g}", precision, kernel, who["device"], threads]))
+    allocator = f"{who['allocator']} allocator" if who.get("allocator") else ""
+    return " · ".join(filter(None, [f"budget {who['budget']:g}", precision, kernel, who["device"], threads, allocator]))
 
 
 def _outcome(record: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ PLACE = ["machine", "conditions", "task"]
 NOTE = (
     "FLOPs: a step's mean training FLOPs, honest count, one multiply-add = 2 FLOPs. Time: the median step, mean over "
     "seeds with 95 % t-interval; what is dearer in less than half of the steps (a dense gradient now and then) is in "
-    "the FLOPs, not in the median. Both are divided by dense runs, under any kernel, of the same machine, threads and "
-    "precision. Realised share = (dense time / time) / (dense FLOPs / FLOPs): 100 % where time falls as FLOPs do. "
-    "Simulated: dense arithmetic over masked weights ran, its time says nothing of sparsity."
+    "the FLOPs, not in the median. Both are divided by dense runs, under any kernel, of the same machine, threads, "
+    "precision and allocator. Realised share = (dense time / time) / (dense FLOPs / FLOPs): 100 % where time falls as "
+    "FLOPs do. Simulated: dense arithmetic over masked weights ran, its time says nothing of sparsity."
 )
 ALONE = (
     "No run here can be timed against a dense one: they ran beside others, were resumed, or dense is missing. Train "

@@ -33,6 +33,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "kernel": (str,),
         "device": (str,),
         "threads": (int,),
+        "allocator": (str, NULL),
         "data": (str, NULL),
     },
     "params": {"recipe": (dict, NULL)},

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from suite import kernels, listing, registry
-from suite.plan import Run
+from suite.plan import Run, resolve
 from suite.run import build
 from suite.train import Training
-from suite.values import near
 
 OUTSIDE = "outside of Layers"
 
@@ -22,26 +21,33 @@ def explain(
     sparsity: float,
     kernel: str = "sparse",
     threads: int = 1,
+    device: str = "cpu",
+    precision: str | None = None,
     data_root: str | None = None,
     plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A run's network with its method's masks of the first pass: a row a Layer, and forward FLOPs by route.
+    """A run's network in a pass with its method's first masks: a row a Layer, and forward FLOPs by route.
 
     Shares are of the forward FLOPs of the dense network and sum to 1; `OUTSIDE` is what no Layer is part of (layers
     kept dense, attention scores), always dense. RegistryError for an unknown name, and where the method skips the task.
     """
-    if kernel not in kernels.KERNELS:
-        raise registry.RegistryError(f"unknown kernel {kernel!r}; {near(kernel, list(kernels.KERNELS))}")
+    try:
+        kernels.get(kernel)
+    except ValueError as why:
+        raise registry.RegistryError(str(why)) from None
     level = sparsity if registry.find("method", method, plugins).sparse else None
-    trained, rule = build(Run(method, task, level, plugins=tuple(plugins), data_root=data_root))
+    trained, rule = build(Run(method, task, level, precision=precision, plugins=tuple(plugins), data_root=data_root))
     if reason := rule.skip(trained):
         raise registry.RegistryError(f"{method} skips {task}: {reason}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        training = Training(trained, rule, kernel=kernel)
+        training = Training(trained, rule, device=resolve(device), kernel=kernel)
         training.setup()
         rule.begin(0)
+        training.model.net.eval()
+        with torch.no_grad(), training.autocast():  # a route may depend on what arrives
+            training.model(trained.example().to(training.device))
         return _described(training)
     finally:
         torch.set_num_threads(before)
@@ -49,7 +55,6 @@ def explain(
 
 def _described(training: Training) -> dict[str, Any]:
     model, passes = training.model, training.model.dense_passes
-    model.pack()
     rows = []
     routes: dict[str, float] = {}
     for layer in model.layers:

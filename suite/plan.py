@@ -24,7 +24,8 @@ class Run:
     """One training run, and all that its result depends on.
 
     `hyperparameters` and `recipe` (overrides, dotted into mappings: "lr.sgd") hold what differs from the defaults;
-    `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint.
+    `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint;
+    `allocator` is "system" or "tuned".
     `plugins`, `data_root`, `timeout` (seconds), `watts_per_core` (None: the meter's default), `download` and
     `save_models` say how to run it, not what it is.
     """
@@ -40,6 +41,7 @@ class Run:
     kernel: str = "masked"
     device: str = "cpu"
     threads: int = 1
+    allocator: str = "system"
     data: str = ""
     task_version: int = 1
     method_version: int = 1
@@ -56,7 +58,8 @@ class Run:
         out = {name: getattr(self, name) for name in (*names, "precision", "kernel")}
         out["hyperparameters"] = dict(self.hyperparameters)
         out |= {"device": self.device.split(":")[0], "threads": self.threads, "data": self.data}
-        return out | ({"recipe": dict(self.recipe)} if self.recipe else {})
+        out |= {"recipe": dict(self.recipe)} if self.recipe else {}
+        return out | ({} if self.allocator == "system" else {"allocator": self.allocator})
 
     @property
     def key(self) -> str:
@@ -96,7 +99,7 @@ def expand(
     will say so.
     """
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
-    shared = replace(shared, plugins=tuple(plugins), data_root=data_root, download=download)
+    shared = replace(shared, allocator=plan.allocator, plugins=tuple(plugins), data_root=data_root, download=download)
     shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
     tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]

@@ -52,6 +52,7 @@ class Plan(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
+    allocator: Literal["system", "tuned"] = "system"
     timeout: Annotated[float | None, BeforeValidator(seconds)] = 24 * 3600.0
     watts_per_core: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     set: dict[str, Any] = {}
@@ -94,7 +95,7 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
         mistakes = [_line(e, where) for e in error.errors()]
         wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
         parts = {k: [] if k in wrong else merged.get(k, []) for k in ("methods", "tasks", "set")}
-        parts["kernel"] = str(merged.get("kernel", "masked"))
+        parts |= {"kernel": str(merged.get("kernel", "masked")), "allocator": "system"}
         found = Plan.model_construct(**{**parts, "set": dict(parts["set"] or {})})
     mistakes += _names(found, plugins, where)
     if mistakes:
@@ -185,6 +186,11 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
             kernels.get(plan.kernel)
         except ValueError as error:
             yield f"{where(('kernel',))}: {error}"
+    if plan.allocator == "tuned":
+        from suite.kernels import allocator
+
+        if why := allocator.unavailable():
+            yield f"{where(('allocator',))}: {why}"
     both = {**known["method"], **known["task"]}
     used = {name for name, _ in plan.chosen()} | {*plan.tasks}
     for key, value in plan.set.items():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from suite import machine, record, registry
+from suite.kernels import allocator
 from suite.meters import energy
 from suite.meters.crosscheck import counted, ptflops_macs
 from suite.meters.flops import measure
@@ -89,6 +90,8 @@ class _Execution:
 
     def _train(self) -> dict[str, str]:
         run, out = self.run, self.record
+        if run.allocator == "tuned" and not allocator.tune():
+            raise RuntimeError(allocator.unavailable() or "mallopt refused its settings: take the allocator system")
         task, method = build(run)
         out["machine"], out["code"] = machine.facts(), self._code()
         if reason := method.skip(task):

@@ -53,7 +53,7 @@ def test_the_threads_asked_for_are_those_of_the_building_alone(monkeypatch) -> N
 
 
 def test_names_that_are_wrong_and_methods_that_skip_are_refused() -> None:
-    with pytest.raises(RegistryError, match="unknown kernel 'sparce'; did you mean sparse"):
+    with pytest.raises(RegistryError, match="unknown kernel 'sparce'; choose one of masked"):
         explain("static", "digits/mlp", 0.9, kernel="sparce")
     with pytest.raises(RegistryError, match="nm skips digits/mlp: "):
         explain("nm", "digits/mlp", 0.97)

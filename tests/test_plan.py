@@ -70,7 +70,8 @@ def test_the_key_is_the_hash_of_canonical_json() -> None:
 
 IDENTITY = {
     "method": "set", "task": "digits/vit", "sparsity": 0.95, "seed": 1, "hyperparameters": {}, "recipe": {"steps": 3},
-    "budget": 0.5, "precision": "bf16", "kernel": "compact", "device": "cuda", "threads": 2, "data": "1" * 12,
+    "budget": 0.5, "precision": "bf16", "kernel": "compact", "device": "cuda", "threads": 2, "allocator": "tuned",
+    "data": "1" * 12,
     "task_version": 2, "method_version": 2,
 }  # fmt: skip
 HOW = {
@@ -95,6 +96,11 @@ def test_every_field_is_either_identity_or_not() -> None:
 
 def test_the_number_of_the_gpu_is_no_identity() -> None:
     assert replace(RUN, device="cuda:1").key == replace(RUN, device="cuda").key != RUN.key
+
+
+def test_the_default_allocator_is_in_no_key() -> None:
+    assert "allocator" not in RUN.identity()
+    assert replace(RUN, allocator="tuned").identity()["allocator"] == "tuned"
 
 
 def test_recipe_is_in_the_identity_only_when_overridden() -> None:

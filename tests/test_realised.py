@@ -54,7 +54,13 @@ def test_a_method_that_trains_longer_is_compared_by_the_step():
 
 
 @pytest.mark.parametrize(
-    "other", [{"machine": {"name": "b" * 12}}, {"id": {"threads": 2}}, {"id": {"precision": "bf16"}}]
+    "other",
+    [
+        {"machine": {"name": "b" * 12}},
+        {"id": {"threads": 2}},
+        {"id": {"precision": "bf16"}},
+        {"id": {"allocator": "tuned"}},
+    ],
 )
 def test_dense_of_another_machine_threads_or_precision_is_no_reference(other):
     found = board(run("dense", None, 0.004), run("rigl", 0.9, 0.001, blocks=other))

@@ -52,6 +52,7 @@ def said(result: Result) -> str:
         (["--seeds", "a"], "--seeds: seeds.0 is 'a'"),
         (["--timeout", "soon"], "--timeout: timeout is 'soon'"),
         (["--kernel", "fast"], "unknown kernel 'fast'"),
+        (["--allocator", "mine"], "--allocator: allocator is 'mine'"),
         (["--retry", "stael"], "unknown status 'stael'; did you mean stale?"),
         (["--plugin", "nowhere.py"], "nowhere.py"),
         (["--jobs", "0"], "--jobs"),
@@ -160,13 +161,13 @@ def test_retry_stale_repeats_what_another_source_made(
 def test_options_reach_the_runs(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
     options = ["--seeds", "4", "--budget", "0.5", "--threads", "2", "--kernel", "compact", "--precision", "bf16"]
     options += ["--timeout", "2m", "--data-root", "/d", "--download", "--save-models", "--set", "slow.alpha=0.5"]
-    options += ["--set", "blobs.lr.sgd=0.2", "--device", "cpu"]
+    options += ["--set", "blobs.lr.sgd=0.2", "--device", "cpu", "--allocator", "tuned"]
     call("run", "--plugin", plugin, "--methods", "slow", "--tasks", "blobs", "--results", tmp_path, *options)
     run = fake[0].run
     assert (run.seed, run.budget, run.threads, run.kernel, run.precision) == (4, 0.5, 2, "compact", "bf16")
     assert (run.timeout, run.data_root, run.download, run.save_models) == (120, "/d", True, True)
     assert (run.hyperparameters, run.recipe, run.device) == ({"alpha": 0.5}, {"lr.sgd": 0.2}, "cpu")
-    assert run.plugins == (str(plugin),)
+    assert run.plugins == (str(plugin),) and run.allocator == "tuned"
 
 
 def test_dry_run_runs_nothing(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
