@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks import roofs, timing
 from benchmarks.timing import Call
 from suite.kernels.conv import ConvPattern, SparseConv2d
+from suite.kernels.csr import CsrLinear, CsrPattern
 from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan
 
@@ -50,33 +51,6 @@ def in_bf16(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-class Csr(torch.autograd.Function):
-    """A Linear by torch's own sparse products: CSR times dense, and sampled dense times dense."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor, w: Tensor, turned: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
-        w = torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), values, w.shape)
-        ctx.save_for_backward(x, values)
-        ctx.sparse = w, turned, order
-        return torch.addmm(bias[:, None], w, x.t()).t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, values = ctx.saved_tensors
-        w, turned, order = ctx.sparse
-        turned = torch.sparse_csr_tensor(turned.crow_indices(), turned.col_indices(), values[order], turned.shape)
-        dw = torch.sparse.sampled_addmm(w, grad.t().contiguous(), x, beta=0.0).values()
-        return (turned @ grad.t()).t(), dw, grad.sum(0), None, None, None
-
-
-def csr(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pattern, its transpose, and the place of the transpose's entries in the pattern."""
-    places = torch.zeros(mask.shape)
-    places[mask] = torch.arange(1.0, int(mask.sum()) + 1)
-    turned = places.t().to_sparse_csr()
-    return mask.float().to_sparse_csr(), turned, turned.values().long() - 1
-
-
 def linear(inputs: int, outputs: int, samples: int, sparsities: list[float]) -> Candidates:
     x, grad = torch.randn(samples, inputs), torch.randn(samples, outputs)
     w, b = torch.randn(outputs, inputs) / inputs**0.5, torch.zeros(outputs)
@@ -88,14 +62,14 @@ def linear(inputs: int, outputs: int, samples: int, sparsities: list[float]) -> 
     }
     for sparsity in sparsities:
         mask = torch.rand(w.shape) >= sparsity
-        values, pattern, sparse = w[mask], LinearPattern(mask), csr(mask)
-        plan = Plan(pattern, pattern, pattern.entries)
+        values, pattern, peer = w[mask], LinearPattern(mask), CsrPattern(mask)
+        plan, csr = Plan(pattern, pattern, pattern.entries), Plan(peer, peer, peer.entries)
 
         def ours(x: Tensor, v: Tensor, b: Tensor, plan: Plan[LinearPattern] = plan) -> Tensor:
             return SparseLinear.apply(x, v, b, plan)
 
-        def theirs(x: Tensor, v: Tensor, b: Tensor, sparse: tuple[Tensor, ...] = sparse) -> Tensor:
-            return Csr.apply(x, v, b, *sparse)
+        def theirs(x: Tensor, v: Tensor, b: Tensor, plan: Plan[CsrPattern] = csr) -> Tensor:
+            return CsrLinear.apply(x, v, b, plan)
 
         calls["csr", sparsity] = step(theirs, (x, values, b), grad)
         calls["sparse drop-in", sparsity] = step(ours, (x, values, b), grad)

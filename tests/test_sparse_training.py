@@ -20,6 +20,14 @@ def alike(masked: Training, ours: Training) -> None:
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture(params=["sparse", "csr", "sparseprop"])
+def kernel(request, monkeypatch) -> str:
+    if request.param == "sparseprop":
+        pytest.importorskip("sparseprop", reason="the package sparseprop is not installed")
+    monkeypatch.setattr(sparse, "break_even", lambda shape: 1.0)
+    return request.param
+
+
 @pytest.mark.parametrize("name", ["rigl", "topkast", "ml_linbreg", "ste"])
 def test_methods_train_as_under_masked_on_mixed_routes(images, name: str) -> None:
     alike(*(trained(images, name, kernel, sparsity=0.8) for kernel in ("masked", "sparse")))
@@ -30,11 +38,10 @@ METHODS = sorted(name for name in registry.methods() if ":" not in name and name
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_as_under_masked_with_sparse_products_wherever_it_masks(
-    images, monkeypatch, name: str
+    images, kernel: str, name: str
 ) -> None:
-    monkeypatch.setattr(sparse, "break_even", lambda shape: 1.0)
     sparsity = {"nm": 2 / 3}.get(name, 0.8)
-    masked, ours = (trained(images, name, kernel, sparsity=sparsity) for kernel in ("masked", "sparse"))
+    masked, ours = (trained(images, name, k, sparsity=sparsity) for k in ("masked", kernel))
     alike(masked, ours)
     routes = {y.kernel.route(y) for y in ours.model.layers if y.fallback is None}
     assert ("sparse" in routes) == (name != "dense")
@@ -42,12 +49,12 @@ def test_every_method_trains_as_under_masked_with_sparse_products_wherever_it_ma
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("grad", [*GRADS, "in turn"])
-def test_masks_change_and_training_goes_on_as_under_masked(grad: str, optimizer: str) -> None:
+def test_masks_change_and_training_goes_on_as_under_masked(kernel: str, grad: str, optimizer: str) -> None:
     """With weight decay, momentum or moments; whatever a pass reads and computes, from nothing to all."""
     losses, weights, states = [], [], []
-    for kernel in ("masked", "sparse"):
+    for name in ("masked", kernel):
         torch.manual_seed(0)
-        model = SparseModel(Mixed(), torch.zeros(1, 3, 7, 6), kernel=kernel)
+        model = SparseModel(Mixed(), torch.zeros(1, 3, 7, 6), kernel=name)
         groups = model.groups()
         groups[0]["weight_decay"] = 0.1
         made = (

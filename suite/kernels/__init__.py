@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from suite.kernels.base import Kernel
 from suite.kernels.compact import Compact
+from suite.kernels.csr import Csr
 from suite.kernels.masked import Masked
 from suite.kernels.sparse import Sparse
+from suite.kernels.sparseprop import SparseProp
 
-KERNELS: dict[str, type[Kernel]] = {kind.name: kind for kind in (Masked, Compact, Sparse)}
+KERNELS: dict[str, type[Kernel]] = {kind.name: kind for kind in (Masked, Compact, Sparse, Csr, SparseProp)}
 
 
 def get(name: str) -> Kernel:

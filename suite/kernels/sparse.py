@@ -41,7 +41,7 @@ class Sparse(Compact):
         self.plans: dict[str, dict[Any, Plan[Any]]] = {}  # by layer, then by what tells its modules apart
 
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
-        return _unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
+        return unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
 
     def network(self, net: nn.Module) -> Callable[..., Any]:
         return Fused(net) if build.missing("norm") is None else net
@@ -91,6 +91,10 @@ class Sparse(Compact):
             return self._convolve(module, layer, x)
         if x.shape[-1] != layer.shape[1]:
             return None
+        return self.linear(module, layer, x)
+
+    def linear(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor:
+        """The product of a Linear, (.., inputs) -> (.., outputs)."""
         return SparseLinear.apply(x, layer.parameter, module.bias, self._plan(layer, LinearPattern))
 
     def _convolve(self, module: nn.Conv2d, layer: Layer, x: Tensor) -> Tensor | None:
@@ -112,7 +116,7 @@ class Sparse(Compact):
         return plans[geometry]
 
 
-def _unsuited(module: nn.Module, attribute: str) -> str | None:
+def unsuited(module: nn.Module, attribute: str) -> str | None:
     """Why there is no sparse product for this weight of this module, or None."""
     if type(module) not in (nn.Linear, nn.Conv2d):
         return f"no sparse product for {attribute} of {type(module).__name__}"
