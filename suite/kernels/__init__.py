@@ -6,10 +6,13 @@ from suite.kernels.base import Kernel
 from suite.kernels.compact import Compact
 from suite.kernels.csr import Csr
 from suite.kernels.masked import Masked
+from suite.kernels.semi_structured import SemiStructured
 from suite.kernels.sparse import Sparse
 from suite.kernels.sparseprop import SparseProp
 
-KERNELS: dict[str, type[Kernel]] = {kind.name: kind for kind in (Masked, Compact, Sparse, Csr, SparseProp)}
+KERNELS: dict[str, type[Kernel]] = {
+    kind.name: kind for kind in (Masked, Compact, Sparse, Csr, SparseProp, SemiStructured)
+}
 
 
 def get(name: str) -> Kernel:

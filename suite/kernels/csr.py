@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,6 +85,9 @@ class Csr(Sparse):
         return unsuited(module, attribute) or (
             "no CSR product for a Conv2d" if isinstance(module, nn.Conv2d) else _lacking()
         )
+
+    def network(self, net: nn.Module) -> Callable[..., Any]:
+        return net
 
     def route(self, layer: Layer) -> str:
         return "dense" if layer.forward_mask is None else "sparse"
