@@ -127,9 +127,10 @@ class LinBreg(Method):
     def begin(self, t: int) -> None:
         self.mirror.lam = dict(zip(self.layers, self.memory["lam"].tolist(), strict=True))
         for layer in self.layers:
-            wanted = None if self.fine(t) else layer.forward_mask
-            if layer.grad_mask is not wanted:
-                layer.grad_mask = wanted
+            if self.fine(t):
+                layer.stream(partial(self.mirror.move_rest, layer))
+            elif layer.grad_mask is not layer.forward_mask:
+                layer.grad_mask = layer.forward_mask
 
     def step(self, t: int) -> None:
         self.mirror.move()
@@ -141,7 +142,9 @@ class LinBreg(Method):
     def declare(self) -> None:
         """Passes read the weights that are not zero."""
         for layer in self.layers:
-            layer.forward_mask = self.mirror.regularizer.support(layer)
+            support = self.mirror.regularizer.support(layer, layer.weight)
+            if layer.forward_mask is None or not torch.equal(support, layer.forward_mask):
+                layer.forward_mask = support
 
     def regulate(self, t: int) -> None:
         """Set lambda anew, between the step on the duals and the reading of the weights."""

@@ -33,8 +33,9 @@ class ProximalGradient(MirrorDescent):
 
     def read(self) -> None:
         super().read()
-        for layer, _ in self.duals():
+        for layer in self.mirrored():
             del self.state[layer.parameter]["dual"]
+            layer.reserve.pop("dual", None)
 
 
 @dataclass

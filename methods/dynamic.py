@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -68,6 +69,7 @@ class SET(Static):
         for layer in self.layers:
             moved = int(self.fraction(t) * layer.nnz())
             exchange(layer, layer.nnz() - moved, self.growth(layer), moved)
+            layer.zero_grad()
 
     def growth(self, layer: Layer) -> Tensor:
         """The score by which weights grow, shape of the weight."""
@@ -94,10 +96,23 @@ class RigL(SET):
     def begin(self, t: int) -> None:
         if self.due(t):
             for layer in self.layers:
-                layer.grad_mask = None
+                layer.stream(partial(candidates, layer, int(self.fraction(t) * layer.nnz())))
 
     def growth(self, layer: Layer) -> Tensor:
-        return layer.grad.abs()
+        score = layer.grad.abs()
+        if layer.streamed is not None:  # then that is zero where it was not kept, and so below or level with these
+            index, size = layer.streamed
+            score.view(-1)[index.long()] = size
+        return score
+
+
+def candidates(layer: Layer, count: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the entries that the pass did not read, the `count` of largest gradient: places in memory, and sizes."""
+    size, read = grad.abs(), layer.forward_mask
+    if read is not None:
+        size.masked_fill_(read, -math.inf)
+    index = top(size, min(count, layer.numel - layer.nnz())).flatten().nonzero().flatten()
+    return index.int(), size.flatten()[index]
 
 
 def chance(layer: Layer, rng: torch.Generator) -> Tensor:

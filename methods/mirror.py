@@ -105,22 +105,53 @@ class MirrorDescent(LayerOptimizer):
         if decay:
             dual.sub_(weight, alpha=decay)
 
+    def move_rest(self, layer: Layer, grad: Tensor) -> None:
+        """The gradient step on the duals of a Layer that are not stored, whose weights are zero; `grad` is dense."""
+        if layer.stored is None:
+            return
+        grad = grad.masked_fill(layer.stored, 0)
+        state = {
+            name: layer.reserve.get(name, torch.zeros_like(grad)) if torch.is_tensor(held) else held
+            for name, held in self.state.get(layer.parameter, {}).items()
+        }
+        dual = state.setdefault("dual", torch.zeros_like(grad))
+        dual.sub_(self.direction(grad, state, self.param_groups[0]["lr"]))
+        layer.reserve.update({name: held for name, held in state.items() if torch.is_tensor(held)})
+
     @torch.no_grad()
     def read(self) -> None:
-        """Weights from the duals, by the proximal map."""
-        for layer, dual in self.duals():
-            layer.parameter.copy_(self.regularizer.prox(layer, dual, self.lam[layer]).mul_(self.delta))
+        """Weights from the duals, by the proximal map; where a part is stored and all moved, their support too."""
+        rule = self.regularizer
+        for layer in self.mirrored():
+            lam = self.lam[layer]
+            if layer.streaming:
+                weight = rule.prox(layer, self.dual(layer), lam).mul_(self.delta)
+                layer.zero_grad()
+                layer.forward_mask = rule.support(layer, weight)
+                layer.assign(weight)
+            else:
+                layer.parameter.copy_(rule.prox(layer, self.state[layer.parameter]["dual"], lam).mul_(self.delta))
 
-    def duals(self) -> list[tuple[Layer, Tensor]]:
-        """The Layers that have a dual, and it, as stored."""
-        return [(layer, self.state[p]["dual"]) for p, layer in self.layers.items() if "dual" in self.state[p]]
+    def mirrored(self) -> list[Layer]:
+        """The Layers that have a dual."""
+        return [layer for p, layer in self.layers.items() if "dual" in self.state[p]]
+
+    def dual(self, layer: Layer) -> Tensor:
+        """The duals of a Layer, dense: those stored and those held off the support."""
+        return layer.kernel.dense(layer, self.state[layer.parameter]["dual"], layer.reserve.get("dual"))
+
+    def scale(self, layer: Layer, factor: Tensor) -> None:
+        """Multiply the duals of each group by a factor, (number of groups,), whether stored or not."""
+        factor = layer_groups.spread_dense(layer, factor, self.regularizer.groups)
+        self.state[layer.parameter]["dual"].mul_(layer.kernel.store(layer, factor))
+        if "dual" in layer.reserve:
+            layer.reserve["dual"].mul_(factor)
 
     @torch.no_grad()
     def lower(self, layer: Layer, losers: Tensor) -> None:
         """Break ties: take a hair, a few units of rounding, off the duals of the groups `losers`."""
         factor = torch.where(losers, 1 - HAIR * torch.finfo(layer.parameter.dtype).eps, 1.0)
-        factor = layer_groups.spread(layer, factor.to(layer.parameter.dtype), self.regularizer.groups)
-        self.state[layer.parameter]["dual"].mul_(factor)
+        self.scale(layer, factor.to(layer.parameter.dtype))
 
     @torch.no_grad()
     def repair(self, lam: dict[Layer, float]) -> None:
@@ -130,10 +161,10 @@ class MirrorDescent(LayerOptimizer):
         Reference: simulation code of arXiv 2605.07892.
         """
         rule = self.regularizer
-        for layer, dual in self.duals():
+        for layer in self.mirrored():
             new, weight = lam[layer], layer.parameter
-            dual.add_(rule.subgradient(layer, weight), alpha=new - self.lam[layer])
-            size = rule.score(layer, dual)
-            bound = new * (1 - HAIR * torch.finfo(dual.dtype).eps) / size
+            self.state[weight]["dual"].add_(rule.subgradient(layer, weight), alpha=new - self.lam[layer])
+            size = rule.score(layer, self.dual(layer))
+            bound = new * (1 - HAIR * torch.finfo(size.dtype).eps) / size
             clip = torch.where((rule.score(layer, weight) == 0) & (size > new), bound, 1.0)
-            dual.mul_(layer_groups.spread(layer, clip, rule.groups))
+            self.scale(layer, clip)

@@ -22,7 +22,7 @@ class Regularizer:
     """J(w) = sum over groups G of sqrt(|G|) ||w_G||: l1 for groups of one entry, l1,2 for `row` and `kernel`.
 
     Everything is said in terms of a group's score ||w_G|| / sqrt(|G|): the prox makes a group zero exactly where its
-    score is at most lambda. Tensors come and go as stored.
+    score is at most lambda. Tensors come and go as stored, those of `score` and `prox` also dense.
     Reference: Bungert et al., arXiv 2105.04319, section 2 and the authors' code.
     """
 
@@ -56,11 +56,11 @@ class Regularizer:
             return nn.functional.softshrink(values, lam)
         score = self.score(layer, values)
         factor = torch.where(score > lam, (score - lam) / score, 0.0)
-        return values * groups.spread(layer, factor, self.groups)
+        dense = values.shape == layer.shape
+        return values * (groups.spread_dense if dense else groups.spread)(layer, factor, self.groups)
 
-    def support(self, layer: Layer) -> Tensor:
-        """Bool, shape of the weight: the groups that are not zero, as wholes."""
-        weight = layer.weight
+    def support(self, layer: Layer, weight: Tensor) -> Tensor:
+        """Bool, shape of the weight, which comes dense: the groups that are not zero, as wholes."""
         number = self.size(layer)
         if number == 1:
             return weight != 0

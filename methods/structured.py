@@ -137,6 +137,11 @@ class SRigL(RigL):
         begin_sparse(self.layers, masks, self.init)
         self.memory["budgets"] = torch.tensor([layer.nnz() for layer in self.layers])
 
+    def begin(self, t: int) -> None:
+        if self.due(t):
+            for layer in self.layers:
+                layer.grad_mask = None  # fan-ins ask for the largest gradients of every neuron, too
+
     def update(self, t: int) -> None:
         spare = 0
         for layer, budget in zip(self.layers, self.memory["budgets"].tolist(), strict=True):

@@ -25,7 +25,7 @@ def size(layer: Layer, groups: str) -> int:
 def norms(layer: Layer, stored: Tensor, groups: str) -> Tensor:
     """Euclidean norm of each group of a tensor as stored, (number of groups,); what is not stored counts as 0."""
     number = size(layer, groups)
-    if stored.shape == layer.shape:
+    if stored.numel() == layer.numel:  # all, in the weight's order
         return stored.abs().flatten() if number == 1 else torch.linalg.vector_norm(stored.reshape(-1, number), dim=1)
     total = stored.new_zeros(layer.numel // number)
     total.index_add_(0, _owners(layer, number), stored.abs() if number == 1 else stored.square())

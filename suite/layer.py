@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from suite.kernels.base import Kernel
 
 Mask = Tensor | None
+Reduction = Callable[[Tensor], Any]
 
 
 class Layer:
@@ -46,6 +47,10 @@ class Layer:
         self._grad: Mask = None
         self._dense_grad: Tensor | None = None
         self._versions: dict[str, int] = {}
+        self.streams = False  # whether backward passes may hand over dense gradients, set by the run
+        self.streamed: Any = None
+        self._reduce: Reduction | None = None
+        self._uses = 0  # of the weight in the pass, whose gradients have not come yet
         self._stale = False
         self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
         self._nnz: dict[str, int] = {}
@@ -78,7 +83,24 @@ class Layer:
 
     @grad_mask.setter
     def grad_mask(self, mask: Mask) -> None:
+        self._reduce = None
         self._grad = self._declare("grad", mask)
+
+    def stream(self, reduce: Reduction) -> None:
+        """Declare that passes compute the whole gradient (`grad_mask` None), and what is wanted of it: `reduce` of it.
+
+        Where the run can, `reduce` is called inside backward, as soon as the gradient is complete; `streamed` is then
+        what it returned, and values, state and `grad` are those of `forward_mask` alone. Else `streamed` is None and
+        `grad` whole: under `masked`, and where the recipe scales, sums or clips gradients first, or compiles.
+        """
+        if self._grad is not None or self._reduce is None:
+            self.grad_mask = None
+        self._reduce = reduce
+
+    @property
+    def streaming(self) -> bool:
+        """Whether passes hand their dense gradient over inside backward."""
+        return self.streams and self._reduce is not None
 
     def _declare(self, which: str, mask: Mask) -> Mask:
         if mask is not None:
@@ -118,6 +140,8 @@ class Layer:
     @property
     def stored(self) -> Mask:
         """The union of both masks: where a weight has a value and optimiser state (`None`: everywhere)."""
+        if self.streaming:
+            return self._forward
         if self._forward is None or self._grad is None:
             return None
         return self._forward if self._forward is self._grad else self._forward | self._grad
@@ -227,8 +251,31 @@ class Layer:
             self.kernel.project(self)
 
     def zero_grad(self) -> None:
-        """Drop the gradient of the last pass."""
-        self._dense_grad = self.parameter.grad = None
+        """Drop the gradient of the last pass, and what was made of it."""
+        self._dense_grad = self.parameter.grad = self.streamed = None
+        self._uses = 0
+
+    def reader(self) -> Reduction | None:
+        """For a kernel, at each use of the weight in a pass: where the dense gradient of this use goes, if any."""
+        if not self.streaming or not torch.is_grad_enabled():
+            return None
+        self._uses += 1
+        return self._take
+
+    @torch.no_grad()
+    def _take(self, grad: Tensor) -> None:
+        """The dense gradient of one use; with that of the last use, all is handed over."""
+        self._uses -= 1
+        self._dense_grad = grad if self._dense_grad is None else self._dense_grad + grad
+        if not self._uses:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Reduce the dense gradient that streamed in and drop it; after backward, for uses without a gradient."""
+        if self.streaming and self._dense_grad is not None:
+            whole, self._dense_grad = self._dense_grad, None
+            assert self._reduce is not None
+            self.streamed = self._reduce(whole)
 
     def snapshot(self) -> dict[str, object]:
         """What a checkpoint holds: values as stored, masks, kept tensors."""
@@ -237,12 +284,15 @@ class Layer:
             "values": self.parameter.detach().clone(),
             "forward": self._forward,
             "grad": self._grad,
+            "streams": self._reduce is not None,
             "reserve": {k: v.clone() for k, v in self.reserve.items()},
         }
 
     def restore(self, saved: Mapping[str, object]) -> None:
         """Take back a `snapshot`, before the optimiser's state is loaded."""
         self.forward_mask, self.grad_mask = saved["forward"], saved["grad"]  # type: ignore[assignment]
+        if saved["streams"]:
+            self.stream(lambda grad: None)  # until `begin` of the next step says what it wants
         self.pack()
         self.reserve = {k: v.to(self.parameter.device) for k, v in saved["reserve"].items()}  # type: ignore[attr-defined]
         with torch.no_grad():

@@ -169,7 +169,7 @@ class SparseModel:
         for parameter in self._parameters:
             parameter.grad = None
         for layer in self.layers:
-            layer._dense_grad = None
+            layer.zero_grad()
 
     def shrink(self, name: str, dim: int, keep: Tensor) -> None:
         """Remove slices of the parameter or buffer `name`: keep the indices `keep` of `dim`; optimiser state follows.

@@ -50,6 +50,10 @@ class Training:
             self.model.compile()
         method.attach(self.model, self.recipe, seed)
         method.backward = self.backward  # type: ignore[method-assign]
+        r = self.recipe
+        plain = r.accumulate == 1 and r.precision != "fp16" and not r.clip and not r.compile
+        for layer in self.model.layers:  # what is done to whole gradients after backward needs them whole
+            layer.streams = plain and layer.kernel.streams
         self.t = 0
         self.clock = Clock(self.device)
         self.memory = MemoryMeter(self.device)
@@ -110,6 +114,8 @@ class Training:
                     loss = self.task.loss(self.model, (inputs, targets)) / parts
                 (loss * self.scale if self.scale != 1 else loss).backward()
                 total += loss.detach()
+            for layer in self.model.layers:
+                layer.hand_over()
             self.book.add(cost, len(batch[1]))
             if self.recipe.precision != "fp16" or self._unscale():
                 return total

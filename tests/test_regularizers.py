@@ -114,10 +114,10 @@ def test_support_holds_whole_groups(name: str, expected: int) -> None:
     weight = layer.weight.clone()
     weight[0, 0, 0, 0] = 0.0
     layer.assign(weight)
-    assert int(Regularizer(name).support(layer).sum()) == expected
+    assert int(Regularizer(name).support(layer, layer.weight).sum()) == expected
     weight[1] = 0.0
     layer.assign(weight)
-    assert int(Regularizer(name).support(layer).sum()) == expected - 12
+    assert int(Regularizer(name).support(layer, layer.weight).sum()) == expected - 12
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from suite.layer import Layer
+    from suite.layer import Layer, Reduction
 
 
 class Kernel:
@@ -20,6 +20,7 @@ class Kernel:
     """
 
     name = "kernel"
+    streams = True  # whether it stores a part of the weights, so that no dense gradient need outlive its layer
     simulated = True  # dense arithmetic over masked tensors: FLOPs are saved on paper only
 
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
@@ -68,13 +69,20 @@ class Kernel:
 
 
 class MaskedRead(torch.autograd.Function):
-    """Weight on `forward_mask`, gradient on `grad_mask`; exactly zero elsewhere, infinities included."""
+    """Weight on `forward_mask`, gradient on `grad_mask`; exactly zero elsewhere, infinities included.
+
+    `take` is called with the dense gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, forward_mask: Tensor | None, grad_mask: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.grad_mask = grad_mask
+    def forward(  # type: ignore[override]
+        ctx: Any, weight: Tensor, forward_mask: Tensor | None, grad_mask: Tensor | None, take: Reduction | None = None
+    ) -> Tensor:
+        ctx.grad_mask, ctx.take = grad_mask, take
         return weight.view_as(weight) if forward_mask is None else torch.where(forward_mask, weight, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return grad if ctx.grad_mask is None else torch.where(ctx.grad_mask, grad, 0.0), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        if ctx.take is not None:
+            ctx.take(grad)
+        return grad if ctx.grad_mask is None else torch.where(ctx.grad_mask, grad, 0.0), None, None, None

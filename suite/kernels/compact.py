@@ -60,7 +60,7 @@ class Compact(Kernel):
 
     def weight(self, layer: Layer) -> Tensor:
         dense = Scatter.apply(layer.parameter, self.index[layer.name], layer.shape)
-        return MaskedRead.apply(dense, layer.forward_mask, layer.grad_mask)
+        return MaskedRead.apply(dense, layer.forward_mask, layer.grad_mask, layer.reader())
 
     def dense(self, layer: Layer, stored: Tensor, kept: Tensor | None = None) -> Tensor:
         base = stored.new_zeros(layer.numel) if kept is None else kept.flatten().clone()

@@ -73,11 +73,9 @@ class ConvPattern:
         if any(p < 0 for p in self.padding):
             raise ValueError(f"padding: {self.padding}, expected 0 or more")
         self.outputs, self.inputs, *self.kernel = mask.shape
-        mask = mask.detach().to("cpu", torch.bool).contiguous()
-        size = self.outputs, self.inputs, self.kernel[0] * self.kernel[1]
-        self.entries = _native().conv_entries(mask.data_ptr(), *size, None, None, None)
-        self._coordinates = [_ints(self.entries) for _ in range(3)]
-        _native().conv_entries(mask.data_ptr(), *size, *(c.data_ptr() for c in self._coordinates))
+        self._mask = mask.detach().to("cpu", torch.bool).contiguous()
+        self._own = self._mask.numel() if self._mask.data_ptr() != mask.data_ptr() else 0  # bytes of a copy
+        self.entries = self._scan(None, None, None)
         self._passes: dict[tuple[int, int, int], tuple[_Pass, list[Tensor]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,8 +83,21 @@ class ConvPattern:
 
     @property
     def bytes(self) -> int:
-        arrays = [*self._coordinates, *(a for _, arrays in self._passes.values() for a in arrays)]
-        return sum(array.numel() * array.element_size() for array in arrays)
+        arrays = [array for _, arrays in self._passes.values() for array in arrays]
+        return self._own + sum(array.numel() * array.element_size() for array in arrays)
+
+    def _scan(self, *places: int | None) -> int:
+        """The number of entries; where three addresses are given, write their outputs, inputs and taps there."""
+        size = self.outputs, self.inputs, self.kernel[0] * self.kernel[1]
+        return _native().conv_entries(self._mask.data_ptr(), *size, *places)
+
+    def _coordinates(self) -> list[Tensor]:
+        """Output, input and tap of each entry; they serve to make passes and are not kept."""
+        if self._scan(None, None, None) != self.entries:
+            raise RuntimeError("mask: edited in place since it was given; assign a new mask to the layer instead")
+        found = [_ints(self.entries) for _ in range(3)]
+        self._scan(*(array.data_ptr() for array in found))
+        return found
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; ValueError where the kernel does not fit into the padded input."""
@@ -96,7 +107,7 @@ class ConvPattern:
             raise ValueError(f"input of {height} x {width}: padded, smaller than the kernel {tuple(self.kernel)}")
         return rows, cols
 
-    def run(self, height: int, width: int, phase: int = -1) -> _Pass:
+    def run(self, height: int, width: int, phase: int = -1, coordinates: list[Tensor] | None = None) -> _Pass:
         """The forward pass for inputs of that size, or the input-gradient pass of a phase of the stride."""
         key = height, width, phase
         if key not in self._passes:
@@ -106,7 +117,8 @@ class ConvPattern:
             lib.conv_pass(at, phase, self.entries, self.chunk, ctypes.addressof(new))
             arrays = [_ints(new.chunks * new.outputs + 1), _ints(self.entries), _ints(self.entries)]
             new.ptr, new.offset, new.slot = (a.data_ptr() for a in arrays)
-            lib.conv_sort(at, phase, self.entries, *(c.data_ptr() for c in self._coordinates), ctypes.addressof(new))
+            coordinates = coordinates or self._coordinates()
+            lib.conv_sort(at, phase, self.entries, *(c.data_ptr() for c in coordinates), ctypes.addressof(new))
             if new.entries < self.entries:  # a phase has a part of them
                 arrays[1:] = [a[: new.entries].clone() for a in arrays[1:]]
                 new.offset, new.slot = (a.data_ptr() for a in arrays[1:])
@@ -115,7 +127,10 @@ class ConvPattern:
 
     def input_grad_runs(self, height: int, width: int) -> list[_Pass]:
         """One pass for each phase of the stride that the input has pixels of."""
-        runs = [self.run(height, width, phase) for phase in range(self.stride[0] * self.stride[1])]
+        phases = range(self.stride[0] * self.stride[1])
+        known = all((height, width, phase) in self._passes for phase in phases)
+        coordinates = None if known else self._coordinates()
+        runs = [self.run(height, width, phase, coordinates) for phase in phases]
         return [p for p in runs if p.rows and p.cols]
 
 

@@ -13,6 +13,7 @@ class Masked(Kernel):
     """Keeps the whole tensor, zero where nothing is stored, at the speed of dense training: simulated sparsity."""
 
     name = "masked"
+    streams = False
 
     def __init__(self) -> None:
         self.stored: dict[str, Tensor | None] = {}

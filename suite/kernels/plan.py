@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from suite.layer import Layer, Mask
+from suite.layer import Layer, Mask, Reduction
 
 
 class Pattern(Protocol):
@@ -27,7 +27,7 @@ class Plan(Generic[P]):
     """What the products of a Layer need while its masks stay: patterns of the weights read and the gradient computed.
 
     `grad` is None where the weight gradient is computed dense. `places` and `grad_places` are the places of their
-    entries among `size` stored values, None where they are all of them.
+    entries among `size` stored values, None where they are all of them. `take` is called with each dense gradient.
     """
 
     forward: P
@@ -38,6 +38,7 @@ class Plan(Generic[P]):
     forward_mask: Mask = None
     grad_mask: Mask = None
     stored: Mask = None
+    take: Reduction | None = None
 
     @property
     def bytes(self) -> int:
@@ -60,6 +61,8 @@ class Plan(Generic[P]):
         """A dense gradient as stored, zero outside the grad_mask."""
         assert self.forward_mask is not None
         dense = dense.view(self.forward_mask.shape)
+        if self.take is not None:
+            self.take(dense)
         if self.grad_mask is not None:
             dense = torch.where(self.grad_mask, dense, 0.0)
         return dense.reshape(-1) if self.stored is None else dense[self.stored]
@@ -74,7 +77,8 @@ def make(layer: Layer, pattern: Callable[[Tensor], P], dense_from: float) -> Pla
     if wanted is not None and layer.nnz("grad") <= dense_from * layer.numel:
         alike = wanted is read or torch.equal(wanted, read)
         grad, grad_places = (forward, places) if alike else (pattern(wanted), _places(wanted, stored))
-    return Plan(forward, grad, layer.parameter.numel(), places, grad_places, read, wanted, stored)
+    take = layer._take if layer.streaming else None
+    return Plan(forward, grad, layer.parameter.numel(), places, grad_places, read, wanted, stored, take)
 
 
 def _places(mask: Tensor, stored: Mask) -> Tensor | None:

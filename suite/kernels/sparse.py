@@ -55,7 +55,7 @@ class Sparse(Compact):
     def weight(self, layer: Layer) -> Tensor:
         where, values = self.where[layer.name], layer.parameter
         dense = values if where is None else values.new_zeros(layer.shape).masked_scatter(where, values)
-        return MaskedRead.apply(dense.view(layer.shape), layer.forward_mask, layer.grad_mask)
+        return MaskedRead.apply(dense.view(layer.shape), layer.forward_mask, layer.grad_mask, layer.reader())
 
     def dense(self, layer: Layer, stored: Tensor, kept: Tensor | None = None) -> Tensor:
         where = self.where[layer.name]
@@ -113,6 +113,7 @@ class Sparse(Compact):
         plans = self.plans.setdefault(layer.name, {})
         if geometry not in plans:
             plans[geometry] = make(layer, pattern, break_even(layer.shape))
+        layer.reader()  # counts this use; the plan knows where the dense gradient goes
         return plans[geometry]
 
 

@@ -45,6 +45,7 @@ def _tensors(model: SparseModel, optimizer: torch.optim.Optimizer | None) -> Ite
     yield from (p.grad for p in parameters if p.grad is not None)
     for layer in model.layers:
         yield from layer.reserve.values()
+        yield from (leaf for leaf in torch.utils._pytree.tree_leaves(layer.streamed) if torch.is_tensor(leaf))
         if layer._dense_grad is not None:
             yield layer._dense_grad
 

@@ -87,18 +87,20 @@ extern "C" {
 // With null for `output` they are only counted.
 long conv_entries(const uint8_t* mask, long outputs, long inputs, long taps, int32_t* output, int32_t* input,
                   int32_t* tap) {
+  const long size = outputs * inputs * taps;
   long n = 0;
   if (!output) {
-    for (long k = 0; k < outputs * inputs * taps; k++) n += mask[k] != 0;
+    for (long k = 0; k < size; k++) n += mask[k] != 0;
     return n;
   }
-  for (long o = 0; o < outputs; o++)
-    for (long i = 0; i < inputs; i++)
-      for (long k = 0; k < taps; k++)
-        if (*mask++) {
-          output[n] = static_cast<int32_t>(o), input[n] = static_cast<int32_t>(i), tap[n] = static_cast<int32_t>(k);
-          n++;
-        }
+  for (long k = 0; k < size; k++) {
+    uint64_t eight;
+    if (k + 8 <= size && (std::memcpy(&eight, mask + k, 8), !eight)) k += 7;  // nothing in the next eight
+    else if (mask[k]) {
+      output[n] = static_cast<int32_t>(k / (inputs * taps)), input[n] = static_cast<int32_t>(k / taps % inputs);
+      tap[n++] = static_cast<int32_t>(k % taps);
+    }
+  }
   return n;
 }
 
