@@ -4,7 +4,8 @@ The network, recipe and masks of cifar10/resnet18 at one sparsity, on random ima
 steps in a process of its own, the third with whatever is dense in it (RigL's update of the topology, ML LinBreg's fine
 step). Prints the run's `training_state` (parameters, gradients, optimiser state, masks, index plans) and the peak of
 resident memory beyond what was resident before training (activations and temporaries included), and the share of each
-in dense training's.
+in dense training's. glibc keeps much of what was freed for later; with --mapped, in every process alike, it gives back
+every block of 256 KiB and more at once, so that what is resident is what is alive.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ml_linbreg": {"m": 2, "control": "quantile"},
 }
 MEASURES = ("training_state", "peak_over_start")
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**18)}
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=RESNET18.recipe.batch)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mapped", action="store_true", help="let glibc give back what is freed (see above)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    os.environ.update(MAPPED if options.mapped else {})
     wanted = [(name, kernel) for name in options.methods.split(",") for kernel in options.kernels.split(",")]
     runs = [("dense", "masked"), *(one for one in wanted if one[0] != "dense")]
     rows: list[dict[str, Any]] = []
@@ -99,7 +104,7 @@ def main() -> None:
         if not options.json:
             text = (f"{key} {found[key] / 2**20:7.1f} MiB {shares[f'{key}_share']:7.1%}" for key in MEASURES)
             print(f"{name:11s} {kernel:7s} {'   '.join(text)}", flush=True)
-    facts = {"machine": machine.facts(), "versions": machine.versions(), "rows": rows}
+    facts = {"machine": machine.facts(), "versions": machine.versions(), "mapped": options.mapped, "rows": rows}
     print(json.dumps(facts) if options.json else f"{facts['machine']['cpu']}, torch {facts['versions']['torch']}")
 
 

@@ -128,15 +128,20 @@ def top(score: Tensor, k: int) -> Tensor:
     flat = score.flatten()
     flat = flat.masked_fill(flat.isnan(), -math.inf)
     threshold = flat.kthvalue(flat.numel() - k + 1).values
-    above, ties = flat > threshold, flat == threshold
-    return (above | ties & (ties.cumsum(0) <= k - above.sum())).view(score.shape)
+    chosen = flat > threshold
+    ties = (flat == threshold).nonzero().flatten()
+    chosen[ties[: k - int(chosen.count_nonzero())]] = True
+    return chosen.view(score.shape)
 
 
+@torch.no_grad()
 def global_top(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     """Bool masks of the k largest finite scores over all tensors; every tensor keeps at least its best one, so k is
     raised to their number where it is below that."""
-    ranked = [score.masked_fill(top(score, 1), math.inf).flatten() for score in scores]
-    chosen = top(torch.cat(ranked), max(k, len(scores))).split([score.numel() for score in scores])
+    ranked, sizes = torch.cat([score.flatten() for score in scores]), [score.numel() for score in scores]
+    for part in ranked.split(sizes):
+        part.masked_fill_(top(part, 1), math.inf)
+    chosen = top(ranked, max(k, len(scores))).split(sizes)
     return [mask.view(score.shape) for mask, score in zip(chosen, scores, strict=True)]
 
 

@@ -35,7 +35,9 @@ class Method:
 
     It publishes, before each pass, what the pass touches of each Layer: `layer.forward_mask`, the weights it reads, and
     `layer.grad_mask`, the entries of the weight gradient it computes (`None`: all). All else follows from that: FLOPs,
-    storage, checkpoints. Override what differs:
+    storage, checkpoints. A method that needs the whole gradient, but only for something small or once, says so by
+    `layer.stream(reduce)` in place of `grad_mask = None`: memory then holds one Layer's gradient at a time. Override
+    what differs:
 
     - `skip(task)`: why this method cannot run this task, or None;
     - `network(task, seed)`: the network to train, where it is not the task's own;

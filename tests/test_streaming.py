@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks import memory
 from methods.allocate import exchange
 from methods.dynamic import candidates
 from suite import registry
@@ -224,3 +225,44 @@ def test_candidates_are_all_that_growth_can_choose(seed: int, levels: int, densi
 
 def growth(layer: Layer) -> Tensor:
     return registry.method("rigl").growth(layer)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    convs = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("name", ["static", "set", "rigl", "ml_linbreg", "linbreg"])
+def test_what_is_held_follows_from_counts(images, name: str) -> None:
+    """Bytes an entry: 4 each of value, gradient, state and four indices; a weight: its mask and, if any, its dual."""
+    kind = type("Small", (type(images),), {"build": lambda self, seed: small()})
+    task = kind(name="test/small", image=True, recipe=replace(images.recipe, steps=STEPS))
+    training = Training(task, registry.method(name, sparsity=0.9, allocation="uniform"), kernel="sparse")
+    training.setup()
+    training.run()
+    layers = training.model.layers
+    entries, weights = sum(layer.nnz() for layer in layers), sum(layer.numel for layer in layers)
+    others = sum(p.numel() for n, p in training.model.net.named_parameters() if n.endswith("bias"))
+    mirror = name.endswith("linbreg")  # shares out weights as it likes: a Layer may have enough for a dense product
+    assert mirror or {layer.kernel.route(layer) for layer in layers} == {"sparse"}
+    starts = sum(  # of chunks of at least 16 channels: forward, and one of input gradients for each phase of the stride
+        (-(-y.shape[1] // 16) * y.shape[0] + 1) + 4 * (-(-y.shape[0] // 16) * y.shape[1] + 1) for y in layers
+    )
+    grown = int(0.3 * entries) if name == "rigl" else 0
+    bound = (12 + 16) * entries + 12 * others + (5 if mirror else 1) * weights + 4 * starts + 8 * grown
+    held = training.memory.block()["training_state"]
+    assert bound - 4 * starts - (20 if mirror else 0) * entries - 4 * others - 8 * grown < held <= bound
+    assert held < (0.65 if mirror else 0.4) * 12 * (weights + others)
+
+
+@pytest.mark.slow
+def test_resnet18_holds_a_fraction_of_dense_training() -> None:
+    """The network and recipe of cifar10/resnet18 at 95 %, with an update and a fine step."""
+    dense = memory.measure("dense", "masked", 0.95, steps=4, batch=4, threads=1)["training_state"]
+    limits = {"static": 0.22, "set": 0.22, "rigl": 0.30, "ml_linbreg": 0.60}
+    for name, limit in limits.items():
+        found = memory.measure(name, "sparse", 0.95, steps=4, batch=4, threads=1)["training_state"]
+        assert found <= limit * dense, (name, found / dense)
