@@ -95,8 +95,12 @@ class RigL(SET):
 
     def begin(self, t: int) -> None:
         if self.due(t):
+            alone = type(self).growth is RigL.growth  # another score may want more than the largest gradients
             for layer in self.layers:
-                layer.stream(partial(candidates, layer, int(self.fraction(t) * layer.nnz())))
+                if alone:
+                    layer.stream(partial(candidates, layer, int(self.fraction(t) * layer.nnz())))
+                else:
+                    layer.grad_mask = None
 
     def growth(self, layer: Layer) -> Tensor:
         score = layer.grad.abs()

@@ -70,7 +70,7 @@ class Method:
     grown: ClassVar[str] = ""  # where a weight starts that a pass has not read before: one of `STARTS`, then why
 
     def __post_init__(self) -> None:
-        typed(self.name, self)
+        typed(getattr(self, "name", type(self).__name__), self)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"{self.name}: sparsity is {self.sparsity}; give a share of zero weights in [0, 1)")
         if self.budget <= 0:
