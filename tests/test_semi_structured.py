@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from suite.explain import explain
 from suite.kernels import semi_structured
 from suite.kernels.semi_structured import SemiStructured, two_of_four
 from suite.model import SparseModel
@@ -100,6 +101,14 @@ def test_where_there_is_no_such_gpu_all_falls_back_by_name(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert semi_structured.missing(torch.device("cuda")) is None
     assert not SemiStructured.simulated
+
+
+def test_explain_shows_the_route_that_the_precision_takes(packed, monkeypatch) -> None:
+    monkeypatch.setattr(semi_structured, "ROWS", 2)
+    monkeypatch.setattr(semi_structured, "COLUMNS", 4)
+    for precision, route in (("fp32", "dense"), ("bf16", "2:4")):
+        found = explain("nm", "digits/mlp", 0.5, "semi_structured", precision=precision)
+        assert {row["route"] for row in found["layers"]} == {route}
 
 
 def test_two_of_four() -> None:
