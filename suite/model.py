@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from suite import kernels
+from suite.kernels.base import Activation
 from suite.layer import Layer
 from suite.meters.flops import Cost, PassCost, measure
 
@@ -246,7 +247,8 @@ def _depthwise(module: nn.Module) -> bool:
 def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
     """A subclass of the module's class whose attribute is the weight that the pass reads, not the parameter.
 
-    The forward of a Linear or Conv2d is the kernel's operation, where it has one.
+    The forward of a Linear or Conv2d is the kernel's operation, where it has one, of its input or of an
+    activation of it.
     """
 
     def masked(self: nn.Module) -> Layer | None:
@@ -258,10 +260,10 @@ def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
         layer = masked(self)
         return self._parameters[attribute] if layer is None else layer.kernel.weight(layer)  # type: ignore[return-value]
 
-    def forward(self: nn.Module, input: Tensor) -> Tensor:
+    def forward(self: nn.Module, input: Tensor, act: Activation = None) -> Tensor:
         layer = masked(self)
-        done = None if layer is None else layer.kernel.operation(self, layer, input)
-        return kind.forward(self, input) if done is None else done
+        done = None if layer is None else layer.kernel.operation(self, layer, input, act)
+        return kind.forward(self, act(input) if act else input) if done is None else done
 
     def write(self: nn.Module, value: Tensor) -> None:
         raise AttributeError(f"{attribute} of a Layer is set through Layer.assign")

@@ -96,6 +96,50 @@ def test_networks_of_timm_are_fused(name, count, part):
     assert len(fused.parts) == count and part in fused.parts
 
 
+class Attending(nn.Module):
+    """What is fused: attention of one tensor, GELU alone and with a Linear. What is not: GELU by tanh, two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.other = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.before, self.between, self.twice = nn.GELU(), nn.GELU(), nn.GELU()
+        self.rough, self.none = nn.GELU(approximate="tanh"), nn.Dropout(0.0)
+        self.head = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.rough(x)).reshape(-1, 5, 3, 1, 16).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, self.other(k), v) + self.before(x) * 2
+        y = self.twice(self.head(self.none(self.between(x))))
+        return self.other(y) + y
+
+
+def test_attention_and_gelu_are_fused_where_they_are_what_the_kernel_computes():
+    torch.manual_seed(0)
+    fused = agree(Attending(), torch.randn(4, 5, 16))
+    assert fused.parts == ["scaled_dot_product_attention", "before", "between + head", "twice"]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_a_vision_transformer_computes_gelu_as_a_sparse_layer_reads_it(density):
+    """Or before a dense one; in either case values and gradients are those of `masked`."""
+    results = []
+    for kernel in ("masked", "sparse"):
+        torch.manual_seed(0)
+        net = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=10)
+        model = SparseModel(net, torch.zeros(1, 3, 32, 32), kernel=kernel)
+        for layer in model.layers:
+            layer.forward_mask = layer.grad_mask = torch.rand(layer.shape) < density
+        y = model(torch.randn(4, 3, 32, 32))
+        y.square().mean().backward()
+        norms = [p.grad for name, p in net.named_parameters() if "norm" in name]
+        results.append([y.detach(), *norms, *(layer.grad for layer in model.layers)])
+    assert "blocks.1.mlp.act + blocks.1.mlp.fc2" in model.fused and len(model.fused) == 4
+    for ours, wanted in zip(results[1], results[0], strict=True):
+        assert (ours - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 def test_the_kernel_sparse_calls_the_fused_network_and_keeps_names(images):
     net = images.build(0)
     names = list(net.state_dict())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels.linear import ROWS, LinearPattern, SparseLinear, transposed
+from suite.kernels.linear import ROWS, LinearPattern, SparseLinear, by_rows, transposed
 from suite.kernels.plan import Plan
 from test_kernels_conv import assert_close, run_with
 
@@ -25,20 +25,20 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def product(x, values, bias, pattern):
+def product(x, values, bias, pattern, gelu=False):
     """All entries of the pattern read, stored and given a gradient."""
-    return SparseLinear.apply(x, values, bias, Plan(pattern, pattern, pattern.entries))
+    return SparseLinear.apply(x, values, bias, Plan(pattern, pattern, pattern.entries), gelu)
 
 
-def dense(x, w, bias, grad):
+def dense(x, w, bias, grad, gelu=False):
     """y and the gradients of x, w and bias, in float64."""
     x, w, bias = (None if t is None else t.double().requires_grad_() for t in (x, w, bias))
-    y = F.linear(x, w, bias)
+    y = F.linear(F.gelu(x) if gelu else x, w, bias)
     y.backward(grad.double())
     return y.detach(), x.grad, w.grad, None if bias is None else bias.grad
 
 
-def check(samples, inputs, outputs, density, bias, chained, seed=0):
+def check(samples, inputs, outputs, density, bias, chained, gelu=False, seed=0):
     """Against the oracle; `samples` is a tuple of leading dimensions; `chained`: the input comes transposed."""
     torch.manual_seed(seed)
     mask = torch.rand(outputs, inputs) < density
@@ -46,11 +46,12 @@ def check(samples, inputs, outputs, density, bias, chained, seed=0):
     b, grad = torch.randn(outputs) if bias else None, torch.randn(*samples, outputs)
     if chained and x.dim() == 2:
         x, grad = x.t().contiguous().t(), grad.t().contiguous().t()
-    want = dense(x, w, b, grad)
+    gelu = gelu and by_rows(x)
+    want = dense(x, w, b, grad, gelu)
     scales = dense(x.abs(), w.abs(), None if b is None else b.abs(), grad.abs())
     leaf, values = x.clone(memory_format=torch.preserve_format).requires_grad_(), w[mask].requires_grad_()
     b2 = None if b is None else b.clone().requires_grad_()
-    y = product(leaf, values, b2, LinearPattern(mask))
+    y = product(leaf, values, b2, LinearPattern(mask), gelu)
     y.backward(grad)
     assert_close(y, want[0], scales[0], "y")
     assert_close(leaf.grad, want[1], scales[1], "dx")
@@ -70,9 +71,10 @@ SAMPLES = [(1,), (3,), (16,), (17,), (100,), (128,), (255,), (ROWS,), (ROWS + 6,
     st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_ragged_shapes(samples, inputs, outputs, density, bias, chained):
-    check(samples, inputs, outputs, density, bias, chained)
+def test_ragged_shapes(samples, inputs, outputs, density, bias, chained, gelu):
+    check(samples, inputs, outputs, density, bias, chained, gelu)
 
 
 @pytest.mark.parametrize("shape", [(1, 4096), (4096, 1), (4096, 600), (600, 4096)])
@@ -128,6 +130,27 @@ def test_gradients_only_where_wanted():
             assert torch.equal(leaves[2].grad, torch.full((3,), 5.0))
 
 
+@pytest.mark.parametrize("wanted", [None, "other"])
+def test_gelu_before_the_layer_whatever_weight_gradient_is_wanted(wanted):
+    """Dense, or on other entries than those read."""
+    torch.manual_seed(0)
+    read, other = torch.rand(20, 30) < 0.2, torch.rand(20, 30) < 0.1
+    pattern, grad = LinearPattern(read), torch.randn(2, 40, 20)
+    w, x = torch.randn(20, 30), torch.randn(2, 40, 30)
+    grad_pattern = None if wanted is None else LinearPattern(other)
+    where = None if wanted is None else other.flatten().nonzero().flatten().int()
+    places, mask = read.flatten().nonzero().flatten().int(), None if wanted is None else other
+    leaf, stored = x.clone().requires_grad_(), w.flatten().requires_grad_()
+    SparseLinear.apply(leaf, stored, None, Plan(pattern, grad_pattern, 600, places, where, read, mask), True).backward(
+        grad
+    )
+    _, dx, dw, _ = dense(x, w.detach() * read, None, grad, True)
+    torch.testing.assert_close(leaf.grad.double(), dx, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        stored.grad.view(20, 30).double(), dw if wanted is None else dw * other, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_a_chain_of_layers_moves_nothing_and_elementwise_operations_keep_its_layout():
     x = torch.randn(32, 48).t()
     assert transposed(x).data_ptr() == x.data_ptr()
@@ -162,7 +185,7 @@ def grid():
     """Ragged shapes: what the sanitizers see."""
     for samples, inputs, outputs in itertools.product(SAMPLES, (1, 5, 16, 33), (1, 10, 70)):
         for density in (0.0, 0.03, 0.3, 1.0):
-            yield samples, inputs, outputs, density, density != 0.3, density == 1.0
+            yield samples, inputs, outputs, density, density != 0.3, density == 1.0, density < 1.0
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from suite.layer import Layer, Reduction
 
+Activation = Callable[[Tensor], Tensor] | None
+
 
 class Kernel:
     """Stores the entries that a Layer declares and hands them, differentiable, to the operation that reads them.
@@ -31,8 +33,8 @@ class Kernel:
         """What runs a pass of the network: itself, or the same with parts computed by operations of the kernel."""
         return net
 
-    def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
-        """What a Linear or Conv2d computes in place of its own forward; None: its own, on `weight`."""
+    def operation(self, module: nn.Module, layer: Layer, x: Tensor, act: Activation = None) -> Tensor | None:
+        """What a Linear or Conv2d computes of act(x) in place of its own forward; None: its own, on `weight`."""
         return None
 
     def route(self, layer: Layer) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from suite.kernels.base import Kernel
 from suite.kernels.plan import Plan, first_order
 from suite.kernels.sparse import Sparse, unsuited
 from suite.layer import Layer
@@ -80,14 +80,12 @@ class Csr(Sparse):
     """torch's sparse CSR products for every masked Linear, whatever its density; a peer to compare with."""
 
     name = "csr"
+    network = Kernel.network  # nothing is fused: all but its own products are torch's
 
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
         return unsuited(module, attribute) or (
             "no CSR product for a Conv2d" if isinstance(module, nn.Conv2d) else _lacking()
         )
-
-    def network(self, net: nn.Module) -> Callable[..., Any]:
-        return net
 
     def route(self, layer: Layer) -> str:
         return "dense" if layer.forward_mask is None else "sparse"

@@ -1,4 +1,7 @@
-"""Find in a traced network what the kernels compute in one: batch norm with the addition and the ReLU behind it."""
+"""Find in a traced network what the kernels compute themselves.
+
+Batch norm with the addition and the ReLU behind it; GELU; attention between queries, keys and values of one tensor.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from suite.kernels.attention import FusedAttention
+from suite.kernels.gelu import FusedGelu
 from suite.kernels.norm import FusedNorm
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
+UNBINDS = {torch.unbind, "unbind"}
 RELUS = {F.relu, torch.relu, "relu", "relu_"}
 
 
@@ -57,20 +63,33 @@ def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
     except Exception:  # as above, in the network's own forward
         return net, []
     traced = fx.GraphModule(net, graph)
-    names = []
     for node in list(graph.nodes):
-        if type(_module(traced, node)) is nn.Identity:
+        if _does_nothing(_module(traced, node)):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)
+    names = []
     for node in list(graph.nodes):
-        norm = _module(traced, node)
-        if type(norm) is nn.BatchNorm2d and len(node.args) == 1:
-            names.append(_fuse(traced, node, norm))
+        module = _module(traced, node)
+        if type(module) is nn.BatchNorm2d:
+            names.append(_fuse_norm(traced, node, module))
+        elif _is_gelu(module):
+            names.append(_fuse_gelu(traced, node))
+        elif (unbind := _unbind(node)) is not None:
+            names.append(_fuse_attention(traced, node, unbind))
     traced.recompile()
     return (traced, names) if names else (net, names)
 
 
-def _fuse(traced: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -> str:
+def _does_nothing(module: nn.Module | None) -> bool:
+    return type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+
+
+def _is_gelu(module: nn.Module | None) -> bool:
+    """Torch's and timm's, by erf."""
+    return type(module).__name__ == "GELU" and getattr(module, "approximate", "none") == "none"
+
+
+def _fuse_norm(traced: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -> str:
     """Put one call in the place of a batch norm and what alone reads its result: an addition, a ReLU."""
     chain, inputs = [node], [node.args[0]]
     addition = _only_user(node)
@@ -82,19 +101,57 @@ def _fuse(traced: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -> str:
     relu = act is not None and (type(_module(traced, act)) is nn.ReLU or act.target in RELUS)
     if act is not None and relu:
         chain.append(act)
-    name = f"fused_{node.target}".replace(".", "_")
-    traced.add_submodule(name, FusedNorm(norm, relu))
-    with traced.graph.inserting_after(chain[-1]):
-        new = traced.graph.call_module(name, tuple(inputs))
-    chain[-1].replace_all_uses_with(new)
-    for done in reversed(chain):
-        traced.graph.erase_node(done)
+    _replace(traced, chain, tuple(inputs), FusedNorm(norm, relu))
     return f"{node.target}{' + addition' if len(inputs) > 1 else ''}{' + ReLU' if relu else ''}"
 
 
+def _fuse_gelu(traced: fx.GraphModule, node: fx.Node) -> str:
+    """Put one call in the place of GELU and, if it alone reads the result, a Linear."""
+    user = _only_user(node)
+    linear = None if user is None else _module(traced, user)
+    if user is None or not isinstance(linear, nn.Linear):
+        _replace(traced, [node], node.args, FusedGelu(None))
+        return str(node.target)
+    _replace(traced, [node, user], node.args, FusedGelu(linear))
+    return f"{node.target} + {user.target}"
+
+
+def _unbind(node: fx.Node) -> fx.Node | None:
+    """What parts one tensor into queries, keys and values, if the node is a call of attention between those."""
+    if node.target is not F.scaled_dot_product_attention or len(node.args) != 3:
+        return None
+    parts = [a for a in node.args if isinstance(a, fx.Node) and a.target is operator.getitem]
+    whole = parts[0].args[0] if parts else None
+    if [part.args for part in parts] != [(whole, i) for i in range(3)] or not isinstance(whole, fx.Node):
+        return None
+    return whole if whole.target in UNBINDS and whole.args[1:] in ((), (0,)) and not whole.kwargs else None
+
+
+def _fuse_attention(traced: fx.GraphModule, node: fx.Node, unbind: fx.Node) -> str:
+    """Let attention read the tensor that holds queries, keys and values."""
+    done = [*node.all_input_nodes[:3], unbind]
+    _replace(traced, [node], unbind.args[:1], FusedAttention())
+    for part in done:
+        if not part.users:
+            traced.graph.erase_node(part)
+    return node.name
+
+
+def _replace(traced: fx.GraphModule, chain: list[fx.Node], inputs: tuple[Any, ...], module: nn.Module) -> None:
+    """Call a module in the place of nodes, each of which alone reads the one before."""
+    name = f"fused_{chain[0].name}"
+    traced.add_submodule(name, module)
+    with traced.graph.inserting_after(chain[-1]):
+        new = traced.graph.call_module(name, inputs, chain[0].kwargs)
+    chain[-1].replace_all_uses_with(new)
+    for done in reversed(chain):
+        traced.graph.erase_node(done)
+
+
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """What a node calls, if that is a module."""
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    """What a node calls, if that is a module that is given one argument."""
+    single = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+    return traced.get_submodule(str(node.target)) if single else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

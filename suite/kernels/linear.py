@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from suite.kernels import build
@@ -19,8 +20,8 @@ FUNCTIONS = {
     "pack": "plllpli",
     "linear_forward": "plppppi",
     "linear_backward": "pplppppppi",
-    "linear_forward_rows": "plppppli",
-    "linear_backward_rows": "pplppppppli",
+    "linear_forward_rows": "plpppplii",
+    "linear_backward_rows": "pplpppppplii",
     "gather": "pplpi",
 }
 ARRAYS = ("rowptr", "col", "colptr", "row", "slot")
@@ -84,15 +85,28 @@ def transposed(x: Tensor) -> Tensor:
     return out
 
 
+def by_rows(x: Tensor) -> bool:
+    """Whether a layer takes blocks of x's samples, else all of them, transposed."""
+    return x.dim() != 2 or x.shape[0] >= ROWS
+
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _gradients(
-    x: Tensor, grad: Tensor, pattern: LinearPattern, values: Tensor | None, rows: bool, weights: bool, bias: bool
+    x: Tensor,
+    grad: Tensor,
+    pattern: LinearPattern,
+    values: Tensor | None,
+    rows: bool,
+    weights: bool,
+    bias: bool,
+    gelu: bool,
 ) -> Gradients:
     """Of the input (if `values` are given), of the pattern's values and of the bias (with `weights` only).
 
-    x and grad are (samples, features) if `rows`, else [features][samples], as `transposed` makes them.
+    x and grad are (samples, features) if `rows`, else [features][samples], as `transposed` makes them; with `gelu`, for
+    rows alone, the layer read GELU(x).
     """
     entries, threads = pattern.entries, torch.get_num_threads()
     samples = x.shape[0] if rows else x.shape[1]
@@ -108,29 +122,34 @@ def _gradients(
     if values is not None:
         _native().gather(values.data_ptr(), pattern.arrays[-1].data_ptr(), entries, _at(turned), threads)
     sums = x.new_empty(threads, entries + pattern.outputs)
-    _native().linear_backward_rows(*common, _at(turned), *results, sums.data_ptr(), pattern.block, threads)
+    _native().linear_backward_rows(*common, _at(turned), *results, sums.data_ptr(), pattern.block, gelu, threads)
     return dx, dw, db
 
 
 class SparseLinear(torch.autograd.Function):
     """x (.., inputs), the stored values, bias (outputs,) or None -> (.., outputs); (N, C, H, W) -> (N, outputs, 1, 1).
 
+    With `gelu`, which needs `by_rows`, of GELU(x).
+
     A matrix of less than ROWS samples gives the transpose of a contiguous tensor: elementwise operations keep that
     layout, and the next sparse layer takes it as it is. No result is a view, so that it may be changed in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Tensor, bias: Tensor | None, plan: Plan[LinearPattern]) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, stored: Tensor, bias: Tensor | None, plan: Plan[LinearPattern], gelu: bool = False
+    ) -> Tensor:
         pattern, values, threads = plan.forward, plan.values(stored), torch.get_num_threads()
-        ctx.plan, ctx.shape = plan, x.shape
+        ctx.plan, ctx.shape, ctx.gelu = plan, x.shape, gelu
         x = x.flatten(1) if pattern.taps else x
         shape = (*x.shape[:-1], pattern.outputs, *[1] * pattern.taps)
-        ctx.rows = x.dim() != 2 or x.shape[0] >= ROWS
+        ctx.rows = by_rows(x)
         last = pattern.struct, values.data_ptr(), _at(bias)
         if ctx.rows:
             x = x.reshape(-1, pattern.inputs).contiguous()
             y = x.new_empty(shape)
-            _native().linear_forward_rows(x.data_ptr(), x.shape[0], *last, y.data_ptr(), pattern.block, threads)
+            options = pattern.block, gelu, threads
+            _native().linear_forward_rows(x.data_ptr(), x.shape[0], *last, y.data_ptr(), *options)
         else:
             x = transposed(x)
             ld = x.shape[1]
@@ -141,26 +160,27 @@ class SparseLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         first_order()
         x, values = ctx.saved_tensors
-        plan, rows = ctx.plan, ctx.rows
+        plan, rows, gelu = ctx.plan, ctx.rows, ctx.gelu
         wants_x, wants_values, wants_bias = ctx.needs_input_grad[:3]
         grad = grad.flatten(1) if plan.forward.taps else grad.reshape(-1, grad.shape[-1])
         d = grad.contiguous() if rows else transposed(grad)
         together = wants_values and plan.grad is plan.forward
         dx = dw = db = None
         if wants_x or together:
-            dx, dw, db = _gradients(x, d, plan.forward, values if wants_x else None, rows, together, wants_bias)
+            read = values if wants_x else None
+            dx, dw, db = _gradients(x, d, plan.forward, read, rows, together, wants_bias, gelu)
         if wants_values and plan.grad is None:
-            dense = d.t() @ x if rows else d @ x.t()
+            dense = d.t() @ (F.gelu(x) if gelu else x) if rows else d @ x.t()
             dw = plan.select(dense)
         elif wants_values:
             if not together:
-                _, dw, db = _gradients(x, d, plan.grad, None, rows, True, wants_bias)
+                _, dw, db = _gradients(x, d, plan.grad, None, rows, True, wants_bias, gelu)
             dw = plan.spread(dw)
         if wants_bias and db is None:
             db = grad.sum(0)
         if dx is not None:
             dx = dx.view(ctx.shape) if rows else dx[:, : ctx.shape[0]].t().reshape(ctx.shape)
-        return dx, dw, db, None
+        return dx, dw, db, None, None

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from suite.kernels import build
-from suite.kernels.plan import first_order
+from suite.kernels.plan import first_order, suits
 
 SMALLEST = 16  # pixels of a plane: a vector
 FUNCTIONS = {"norm_forward": "pplllppdippppi", "norm_backward": "ppplllpppdippppi"}
@@ -87,10 +86,10 @@ class FusedNorm(nn.Module):
 
 
 def _suits(norm: nn.BatchNorm2d, x: Tensor, other: Tensor | None) -> bool:
-    if _get_current_dispatch_mode() is not None or norm.weight is None or norm.running_mean is None:
+    if norm.weight is None or norm.running_mean is None or (other is not None and other.shape != x.shape):
         return False
-    same = other is None or (other.shape == x.shape and other.dtype == x.dtype)
-    return same and x.dim() == 4 and x.shape[2:].numel() >= SMALLEST and x.dtype == norm.weight.dtype == torch.float32
+    operands = (x, norm.weight) if other is None else (x, norm.weight, other)
+    return x.dim() == 4 and x.shape[2:].numel() >= SMALLEST and suits(*operands)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from suite.layer import Layer, Mask, Reduction
 
@@ -84,6 +85,13 @@ def make(layer: Layer, pattern: Callable[[Tensor], P], dense_from: float) -> Pla
 def _places(mask: Tensor, stored: Mask) -> Tensor | None:
     inside = mask.flatten() if stored is None else mask[stored]
     return None if bool(inside.all()) else inside.nonzero().flatten().int()
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Whether own operations take these: float32 on the CPU, under no mode that counts FLOPs or fakes tensors."""
+    return _get_current_dispatch_mode() is None and all(
+        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+    )
 
 
 def first_order() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from suite.kernels.base import Activation
 from suite.kernels.masked import Masked
 from suite.kernels.plan import first_order
 from suite.layer import Layer, Mask
@@ -91,7 +92,7 @@ class SemiStructured(Masked):
             self.fits[layer.name] = layer.revision, two_of_four(layer.forward_mask)
         return "2:4" if self.fits[layer.name][1] and layer.name not in self.full else "dense"
 
-    def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
+    def operation(self, module: nn.Module, layer: Layer, x: Tensor, act: Activation = None) -> Tensor | None:
         self.full.discard(layer.name)
         if self.route(layer) == "dense" or _get_current_dispatch_mode() is not None:
             return None
@@ -100,4 +101,5 @@ class SemiStructured(Masked):
         if dtype not in HALF:
             self.full.add(layer.name)
             return None
+        x = x if act is None else act(x)
         return SemiStructuredLinear.apply(x, layer.parameter, module.bias, layer, dtype)

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from suite.kernels import build
-from suite.kernels.base import Kernel, MaskedRead
+from suite.kernels.base import Activation, Kernel, MaskedRead
 from suite.kernels.compact import Compact
 from suite.kernels.conv import ConvPattern, SparseConv2d
 from suite.kernels.fuse import Fused
-from suite.kernels.linear import LinearPattern, SparseLinear
+from suite.kernels.linear import LinearPattern, SparseLinear, by_rows
 from suite.kernels.plan import Plan, make
 from suite.layer import Layer, Mask
+
+LIBRARIES = ("norm", "gelu", "attention")  # of the operations that Fused puts in
 
 
 def break_even(shape: torch.Size) -> float:
@@ -44,7 +46,7 @@ class Sparse(Compact):
         return unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
 
     def network(self, net: nn.Module) -> Callable[..., Any]:
-        return Fused(net) if build.missing("norm") is None else net
+        return Fused(net) if all(build.missing(name) is None for name in LIBRARIES) else net
 
     # ---- storage -------------------------------------------------------------------------------------------------
 
@@ -79,7 +81,7 @@ class Sparse(Compact):
     def route(self, layer: Layer) -> str:
         return "sparse" if layer.forward_mask is not None and layer.density <= break_even(layer.shape) else "dense"
 
-    def operation(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor | None:
+    def operation(self, module: nn.Module, layer: Layer, x: Tensor, act: Activation = None) -> Tensor | None:
         # Under a mode that counts FLOPs or fakes tensors, torch's own operations are to be seen.
         if self.route(layer) == "dense" or _get_current_dispatch_mode() is not None or not x.numel():
             return None
@@ -91,7 +93,11 @@ class Sparse(Compact):
             return self._convolve(module, layer, x)
         if x.shape[-1] != layer.shape[1]:
             return None
-        return self.linear(module, layer, x)
+        if act is None:
+            return self.linear(module, layer, x)
+        fused = by_rows(x)
+        plan = self._plan(layer, LinearPattern)
+        return SparseLinear.apply(x if fused else act(x), layer.parameter, module.bias, plan, fused)
 
     def linear(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor:
         """The product of a Linear, (.., inputs) -> (.., outputs)."""

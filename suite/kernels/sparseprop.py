@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite.kernels.base import Kernel
 from suite.kernels.plan import Plan
 from suite.kernels.sparse import Sparse, unsuited
 from suite.layer import Layer
@@ -60,6 +61,7 @@ class SparseProp(Sparse):
     """
 
     name = "sparseprop"
+    network = Kernel.network  # nothing is fused: all but its own products are torch's
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@
 // every stored weight multiplies whole vectors of samples. A pattern is CSR (rowptr, col) with its transpose (colptr,
 // row) and `slot`, the place of each entry of the transpose in CSR order.
 #include <omp.h>
-#include "vector.h"
+#include "gelu.h"
 
 namespace {
 
@@ -110,27 +110,43 @@ long share(const int32_t* ptr, long rows, int t, int T) {
   return low;
 }
 
-// Rows b .. b + n - 1 of x, (.., features) of that stride, transposed to [features][ld]; zero from sample n on.
+// Rows b .. b + n - 1 of x, (.., features) of that stride, transposed to [features][ld]; zero from sample n on. 16 rows at a
+// time are read along, and the 16 behind them, also of the next block, are fetched.
 void pack_block(const float* x, long stride, long n, long features, float* out, long ld) {
-  for (long c = 0; c < features; c += W) {
-    const long m = std::min(W, features - c);
-    for (long b = 0; b < ld; b += W) {
+  for (long b = 0; b < ld; b += W)
+    for (long c = 0; c < features; c += W) {
+      const long m = std::min(W, features - c);
       Vector r[W];
-      for (long i = 0; i < W; i++) r[i] = b + i < n ? load_part(x + (b + i) * stride + c, m) : zero();
+      for (long i = 0; i < W; i++) {
+        __builtin_prefetch(x + (b + i + W) * stride + c, 0, 2);
+        r[i] = b + i < n ? load_part(x + (b + i) * stride + c, m) : zero();
+      }
       transpose(r);
       for (long i = 0; i < m; i++) store(out + (c + i) * ld + b, r[i]);
     }
-  }
 }
 void unpack_block(const float* x, long ld, long n, long features, float* out, long stride) {
-  for (long c = 0; c < features; c += W) {
-    const long m = std::min(W, features - c);
-    for (long b = 0; b < n; b += W) {
+  const bool lines = stride % W == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+  for (long b = 0; b < n; b += W)
+    for (long c = 0; c < features; c += W) {
+      const long m = std::min(W, features - c), rows = std::min(W, n - b);
       Vector r[W];
       for (long i = 0; i < W; i++) r[i] = i < m ? load(x + (c + i) * ld + b) : zero();
       transpose(r);
-      for (long i = 0; i < std::min(W, n - b); i++) store_part(out + (b + i) * stride + c, r[i], m);
+      float* to = out + b * stride + c;
+      if (lines && m == W)
+        for (long i = 0; i < rows; i++) stream(to + i * stride, r[i]);
+      else
+        for (long i = 0; i < rows; i++) store_part(to + i * stride, r[i], m);
     }
+}
+
+// GELU of what is packed, and, if wanted, its derivative times a gradient.
+void activate(float* x, float* grad, long size) {
+  for (long i = 0; i < size; i += W) {
+    const Gelu g = gelu(load(x + i));
+    store(x + i, g.value);
+    if (grad) store(grad + i, load(grad + i) * g.slope);
   }
 }
 
@@ -204,13 +220,15 @@ void linear_backward(const float* x, const float* d, long ld, const Pattern* p, 
 }
 
 // Many samples, row-major in and out, block by block of `block` samples (a multiple of 16) through each thread's cache.
+// With `act`, the layer reads GELU(x).
 void linear_forward_rows(const float* x, long samples, const Pattern* p, const float* values, const float* bias,
-                         float* y, long block, int threads) {
+                         float* y, long block, int act, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long b = 0; b < samples; b += block) {
     const long n = std::min(block, samples - b), ld = whole(n);
     float *in = scratch_x.get(p->inputs * ld), *out = scratch_y.get(p->outputs * ld);
     pack_block(x + b * p->inputs, p->inputs, n, p->inputs, in, ld);
+    if (act) activate(in, nullptr, p->inputs * ld);
     multiply_all(in, ld, ld, 0, p->outputs, p->rowptr, p->col, values, bias, out, ld);
     unpack_block(out, ld, n, p->outputs, y + b * p->outputs, p->outputs);
   }
@@ -218,7 +236,8 @@ void linear_forward_rows(const float* x, long samples, const Pattern* p, const f
 
 // sums: room for threads x (entries + outputs) floats.
 void linear_backward_rows(const float* x, const float* d, long samples, const Pattern* p, const float* turned,
-                          float* dx, float* values_grad, float* bias_grad, float* sums, long block, int threads) {
+                          float* dx, float* values_grad, float* bias_grad, float* sums, long block, int act,
+                          int threads) {
   const long entries = p->rowptr[p->outputs], size = entries + p->outputs;
 #pragma omp parallel num_threads(threads)
   {
@@ -230,14 +249,12 @@ void linear_backward_rows(const float* x, const float* d, long samples, const Pa
       float *in = scratch_x.get(p->inputs * ld), *out = scratch_y.get(p->inputs * ld);
       float* back = scratch_d.get(p->outputs * ld);
       pack_block(d + b * p->outputs, p->outputs, n, p->outputs, back, ld);
-      if (dx) {
-        multiply_all(back, ld, ld, 0, p->inputs, p->colptr, p->row, turned, nullptr, out, ld);
-        unpack_block(out, ld, n, p->inputs, dx + b * p->inputs, p->inputs);
-      }
-      if (values_grad || bias_grad) {
-        pack_block(x + b * p->inputs, p->inputs, n, p->inputs, in, ld);
+      if (dx) multiply_all(back, ld, ld, 0, p->inputs, p->colptr, p->row, turned, nullptr, out, ld);
+      if (act || values_grad || bias_grad) pack_block(x + b * p->inputs, p->inputs, n, p->inputs, in, ld);
+      if (act) activate(in, dx ? out : nullptr, p->inputs * ld);
+      if (dx) unpack_block(out, ld, n, p->inputs, dx + b * p->inputs, p->inputs);
+      if (values_grad || bias_grad)
         dots_all(in, ld, back, ld, ld, 0, p->outputs, p->rowptr, p->col, mine, mine_bias, true);
-      }
     }
     const int T = omp_get_num_threads();
     if (values_grad || bias_grad) {

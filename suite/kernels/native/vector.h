@@ -27,15 +27,32 @@ inline Vector all(float x) { return x - Vector{}; }
 // The first n of 16 floats; nothing is read behind them.
 inline Vector load_part(const float* p, long n) {
   if (n >= W) return load(p);
+#ifdef __AVX512F__
+  return __builtin_ia32_loadups512_mask(p, zero(), static_cast<uint16_t>((1 << n) - 1));
+#else
   alignas(64) float part[W] = {};
   for (long i = 0; i < n; i++) part[i] = p[i];
   return load(part);
+#endif
 }
 inline void store_part(float* p, Vector v, long n) {
   if (n >= W) return store(p, v);
+#ifdef __AVX512F__
+  __builtin_ia32_storeups512_mask(p, v, static_cast<uint16_t>((1 << n) - 1));
+#else
   alignas(64) float part[W];
   store(part, v);
   for (long i = 0; i < n; i++) p[i] = part[i];
+#endif
+}
+// Where the processor can, past the caches, which need not read the line first; p at a multiple of 64 bytes. The atomic
+// operations at the end of a parallel region put it before what follows.
+inline void stream(float* p, Vector v) {
+#ifdef __AVX512F__
+  __builtin_ia32_movntps512(p, v);
+#else
+  store(p, v);
+#endif
 }
 
 // Swap the off-diagonal blocks of S x S lanes between rows i and i + S.
