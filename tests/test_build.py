@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from torch import nn
 
 from suite.kernels import build
 from suite.model import SparseModel
+from test_kernels_conv import run_with
 
 SOURCE = 'extern "C" int answer(long x) { return x + 1; }\n'
 
@@ -123,3 +125,38 @@ def test_where_libraries_are_kept(monkeypatch) -> None:
     assert build.cache() == Path("/b/dstbench")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert build.cache() == Path.home() / ".cache" / "dstbench"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("name", ["kernels_linear", "kernels_conv", "norm"])
+def test_compilers_have_no_warning_and_the_kernels_are_right(compiler: str, name: str) -> None:
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler}")
+    run_with(f"import test_{name} as t; [t.check(*a) for a in t.grid()]", "-Wall -Wextra -Werror", CXX=compiler)
+
+
+ARM = [("aarch64-linux-gnu-g++", flag, "qemu-aarch64-static") for flag in ("-march=armv8-a", "-mcpu=neoverse-v1")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "flag", "emulator"), [("g++", build.PROCESSOR, ""), *ARM])
+def test_the_kernels_without_python(tmp_path: Path, compiler: str, flag: str, emulator: str) -> None:
+    """tests/native/check.cpp: the kernels against plain loops, also on an emulated Arm, without and with SVE."""
+    if missing := [tool for tool in (compiler, emulator) if tool and not shutil.which(tool)]:
+        pytest.skip(f"no {missing[0]}")
+    sources = [Path(__file__).parent / "native" / "check.cpp", *sorted(build.SOURCES.glob("*.cpp"))]
+    flags = [f for f in build.FLAGS if f not in ("-shared", "-fPIC", build.PROCESSOR)]
+    command = [
+        compiler,
+        *flags,
+        flag,
+        "-static",
+        f"-I{build.SOURCES}",
+        *map(str, sources),
+        "-o",
+        str(tmp_path / "check"),
+    ]
+    subprocess.run(command, check=True, timeout=250)
+    run = subprocess.run([*emulator.split(), str(tmp_path / "check")], capture_output=True, text=True, timeout=250)
+    assert run.returncode == 0 and run.stdout.startswith("0 of "), run.stdout + run.stderr

@@ -27,6 +27,8 @@ from suite.kernels.conv import (
 )
 from suite.kernels.plan import Plan
 
+SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+OLDER = ["-march=haswell", "-march=x86-64"]  # without AVX-512, without any AVX
 KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (7, 7), (3, 1)]
 
 
@@ -239,14 +241,14 @@ def grid():
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
-@pytest.mark.parametrize("flags", ["-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all", "-march=haswell"])
+@pytest.mark.parametrize("flags", [SANITIZE, *OLDER])
 def test_other_builds(flags):
-    """Address and undefined-behaviour sanitizers; and the code that machines without AVX-512 run."""
+    """Address and undefined-behaviour sanitizers; and the code that older machines run."""
     run_with("import test_kernels_conv as t; [t.check(*a) for a in t.grid()]", flags)
 
 
-def run_with(code: str, flags: str) -> None:
-    """Run Python code in a process whose kernels are compiled with more flags."""
+def run_with(code: str, flags: str, **variables: str) -> None:
+    """Run Python code in a process whose kernels are compiled with more flags; `variables` of its environment."""
     libraries = (
         subprocess.run(["g++", f"-print-file-name={name}.so"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan", "libubsan")
@@ -255,7 +257,8 @@ def run_with(code: str, flags: str) -> None:
     here = Path(__file__).parent
     run = subprocess.run(
         [sys.executable, "-c", f"{code}; print('passed')"],
-        env={**os.environ, **extra, "DSTBENCH_CXXFLAGS": flags, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(here.parent)},
+        env={**os.environ, **extra, **variables, "DSTBENCH_CXXFLAGS": flags, "OMP_NUM_THREADS": "2",
+             "PYTHONPATH": str(here.parent)},
         cwd=here, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0 and "passed" in run.stdout, run.stderr[-4000:]

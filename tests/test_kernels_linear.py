@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suite.kernels.linear import ROWS, LinearPattern, SparseLinear, by_rows, transposed
 from suite.kernels.plan import Plan
-from test_kernels_conv import assert_close, run_with
+from test_kernels_conv import OLDER, SANITIZE, assert_close, run_with
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +190,19 @@ def grid():
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
-@pytest.mark.parametrize("flags", ["-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all", "-march=haswell"])
+@pytest.mark.parametrize("flags", [SANITIZE, *OLDER])
 def test_other_builds(flags):
-    """Address and undefined-behaviour sanitizers; and the code that machines without AVX-512 run."""
+    """Address and undefined-behaviour sanitizers; and the code that older machines run."""
     run_with("import test_kernels_linear as t; [t.check(*a) for a in t.grid()]", flags)
+
+
+def extremes():
+    """From 1 x 1 to 4096 x 4096, by both routes."""
+    for inputs, outputs in [(1, 1), (1, 4096), (4096, 1), (4096, 4096), (17, 4095), (4095, 33), (15, 16), (1, 2)]:
+        for density, samples in itertools.product((0.0, 0.001, 1.0), ((5,), (3, 5))):
+            yield samples, inputs, outputs, density, True, False
+
+
+@pytest.mark.slow
+def test_nothing_outside_is_touched_at_any_size():
+    run_with("import test_kernels_linear as t; [t.check(*a) for a in t.extremes()]", SANITIZE)

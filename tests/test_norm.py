@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from torch import nn
 
 from suite.kernels.norm import FusedNorm
 from suite.meters.flops import FlopMeter
-from test_kernels_conv import run_with
+from test_kernels_conv import OLDER, SANITIZE, run_with
 
 
-def compare(images, channels, size, add, relu, training, momentum=0.1, offset=0.0, seed=0, steps=2):
+def check(images, channels, size, add, relu, training, momentum=0.1, offset=0.0, seed=0, steps=2):
     torch.manual_seed(seed)
     norm = nn.BatchNorm2d(channels, momentum=momentum)
     with torch.no_grad():
@@ -57,11 +58,11 @@ def compare(images, channels, size, add, relu, training, momentum=0.1, offset=0.
     st.sampled_from([0.1, 0.5, None]),
 )
 def test_values_gradients_and_statistics_are_those_of_torch(images, channels, size, add, relu, training, momentum):
-    compare(images, channels, size, add, relu, training, momentum)
+    check(images, channels, size, add, relu, training, momentum)
 
 
 def test_a_large_mean_costs_no_precision():
-    compare(16, 4, (8, 8), False, False, True, offset=1000.0)
+    check(16, 4, (8, 8), False, False, True, offset=1000.0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -108,8 +109,13 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(FusedNorm(nn.BatchNorm2d(3), True)(x).square().sum(), x, create_graph=True)
 
 
+def grid():
+    """Ragged planes, with and without what is fused."""
+    for size, add, relu in itertools.product([(5, 5), (8, 8), (1, 17)], (0, 1), (0, 1)):
+        yield 3, 5, size, add, relu, True
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", ["-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all", "-march=haswell"])
+@pytest.mark.parametrize("flags", [SANITIZE, *OLDER])
 def test_other_builds(flags):
-    calls = [(3, 5, size, add, relu, True) for size in ((5, 5), (8, 8), (1, 17)) for add in (0, 1) for relu in (0, 1)]
-    run_with(f"import test_norm as t; [t.compare(*a) for a in {calls!r}]", flags)
+    run_with("import test_norm as t; [t.check(*a) for a in t.grid()]", flags)

@@ -18,7 +18,9 @@ from pathlib import Path
 import torch  # noqa: F401 - before the kernels, so that its OpenMP runtime serves both
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
+NATIVE = {"aarch64": "-mcpu=native", "arm64": "-mcpu=native"}  # not every compiler for Arm takes -march=native
+PROCESSOR = NATIVE.get(platform.machine(), "-march=native")
+FLAGS = ("-std=c++17", "-O3", PROCESSOR, "-ffp-contract=fast", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
 TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "d": ctypes.c_double}
 
 

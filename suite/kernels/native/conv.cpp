@@ -41,7 +41,7 @@ __attribute__((noinline)) void put_images(float* y, Vector* pixels, long images,
   transpose(pixels);
 #ifdef __AVX512F__
   if (reinterpret_cast<uintptr_t>(y) % 64 == 0 && image % W == 0) {
-    for (long n = 0; n < images; n++) __builtin_ia32_movntps512(y + n * image, pixels[n]);
+    for (long n = 0; n < images; n++) _mm512_stream_ps(y + n * image, pixels[n]);
     return;
   }
 #endif
@@ -49,7 +49,7 @@ __attribute__((noinline)) void put_images(float* y, Vector* pixels, long images,
 }
 inline void images_done() {
 #ifdef __AVX512F__
-  __builtin_ia32_sfence();
+  _mm_sfence();
 #endif
 }
 

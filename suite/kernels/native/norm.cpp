@@ -33,7 +33,7 @@ struct Shape {
 // Lane k counts if bit k is set.
 inline Vector only(Vector v, uint16_t bits) {
 #ifdef __AVX512F__
-  return __builtin_ia32_movaps512_mask(v, zero(), bits);
+  return _mm512_maskz_mov_ps(bits, v);
 #else
   const Lanes set = (Lanes{} + bits) & Lanes{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1 << 14, 1 << 15};
   return (Vector)((Lanes)v & (Lanes)(set != 0));
@@ -42,7 +42,7 @@ inline Vector only(Vector v, uint16_t bits) {
 // The lanes that ReLU lets pass: NaN passes, as in torch.
 inline uint16_t positive(Vector v) {
 #ifdef __AVX512F__
-  return __builtin_ia32_cmpps512_mask(v, zero(), 6, -1, 4);  // not (v <= 0)
+  return _mm512_cmp_ps_mask(v, zero(), _CMP_NLE_US);
 #else
   const Lanes set = ~(Lanes)(v <= zero());
   uint16_t bits = 0;

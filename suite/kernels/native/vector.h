@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -55,18 +59,29 @@ inline void stream(float* p, Vector v) {
 #endif
 }
 
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // before version 12, GCC had this one alone
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Lanes{__VA_ARGS__})
+#endif
+// The blocks of S lanes of a and b in turn: the even ones of both, and the odd ones.
+template <int S, int... L>
+inline __attribute__((always_inline)) Vector low(Vector a, Vector b, std::integer_sequence<int, L...>) {
+  return SHUFFLE(a, b, (L & S ? int(W) + L - S : L)...);
+}
+template <int S, int... L>
+inline __attribute__((always_inline)) Vector high(Vector a, Vector b, std::integer_sequence<int, L...>) {
+  return SHUFFLE(a, b, (L & S ? int(W) + L : L + S)...);
+}
+constexpr std::make_integer_sequence<int, W> LANES{};
+
 // Swap the off-diagonal blocks of S x S lanes between rows i and i + S.
 template <int S> inline __attribute__((always_inline)) void swap_blocks(Vector* r) {
-  Lanes low, high;
-  for (int l = 0; l < W; l++) {
-    low[l] = l & S ? W + l - S : l;
-    high[l] = l & S ? W + l : l + S;
-  }
   for (int i = 0; i < W; i++)
     if (!(i & S)) {
       const Vector a = r[i], b = r[i + S];
-      r[i] = __builtin_shuffle(a, b, low);
-      r[i + S] = __builtin_shuffle(a, b, high);
+      r[i] = low<S>(a, b, LANES);
+      r[i + S] = high<S>(a, b, LANES);
     }
 }
 inline __attribute__((always_inline)) void transpose(Vector r[W]) {
@@ -77,12 +92,7 @@ inline __attribute__((always_inline)) void transpose(Vector r[W]) {
 }
 // Rows i and i + S are halved in length and share row i from then on.
 template <int S> inline __attribute__((always_inline)) void merge(Vector* r) {
-  Lanes low, high;
-  for (int l = 0; l < W; l++) {
-    low[l] = l & S ? W + l - S : l;
-    high[l] = l & S ? W + l : l + S;
-  }
-  for (int i = 0; i < S; i++) r[i] = __builtin_shuffle(r[i], r[i + S], low) + __builtin_shuffle(r[i], r[i + S], high);
+  for (int i = 0; i < S; i++) r[i] = low<S>(r[i], r[i + S], LANES) + high<S>(r[i], r[i + S], LANES);
 }
 // Lane k of the result is the sum over the lanes of r[k].
 inline __attribute__((always_inline)) Vector sums(Vector r[W]) {
