@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import roofs, timing
 from benchmarks.timing import Call
-from suite.kernels.conv import ConvPattern, SparseConv2d
+from suite.kernels.conv import ConvPattern, SparseConv2d, to_blocked
 from suite.kernels.csr import CsrLinear, CsrPattern
 from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan
@@ -99,6 +99,7 @@ def conv(channels: int, size: int, batch: int, sparsities: list[float]) -> Candi
             return SparseConv2d.apply(x, v, None, plan)
 
         calls["sparse NCHW", sparsity] = step(ours, (x, w[mask]), grad)
+        calls["sparse blocked", sparsity] = step(ours, (to_blocked(x), w[mask]), to_blocked(grad))
     return calls
 
 

@@ -33,7 +33,8 @@ from suite.task import Batch, DataError, Task
 from suite.train import Diverged, Training
 
 METHODS = ("static", "rigl", "ml_linbreg")
-RISING = {"sparsity": 0.93, "start_density": 0.01}  # and reaches it when `ramp`, 30 % of the run, is over
+# Reached when `ramp`, 30 % of the run, is over; the same density in every Layer to begin with, as in its paper.
+RISING = {"sparsity": 0.93, "start_density": 0.01, "allocation": "uniform"}
 FIRST = 20  # steps
 LOOKS = 4  # at the valid split, evenly spread, the last after the last step
 

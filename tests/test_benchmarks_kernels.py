@@ -34,7 +34,7 @@ def test_rows(capsys) -> None:
     assert got == {
         "linear small": [*dense, "sparse chained"],
         "linear tokens": dense,
-        "conv": ["dense NCHW", "dense NHWC", "dense bf16", "sparse NCHW"],
+        "conv": ["dense NCHW", "dense NHWC", "dense bf16", "sparse NCHW", "sparse blocked"],
     }
     for row in found["rows"]:
         assert row["seconds"] > 0 and row["speedup"] > 0
