@@ -61,7 +61,7 @@ void statistics(const Shape& s, const float* x, long first, long last, float* me
   for (long c = first; c < last; c++) pivot[c - first] = x[c * s.size];
   for (long i = 0; i < s.images; i++) {
     std::fill(part.begin(), part.end(), Sums{zero(), zero()});
-    s.each(i, first, last, [&](long at, long, long c, long lanes) {
+    s.each(i, first, last, [&](long at, long, long c, long lanes) __attribute__((always_inline)) {
       __builtin_prefetch(x + at + s.ahead);
       const Vector d = all_of(load_part(x + at, lanes) - all(pivot[c - first]), lanes);
       part[c - first].a += d, part[c - first].b += d * d;
@@ -93,7 +93,7 @@ void norm_forward(const float* x, const float* other, long images, long channels
     std::vector<float> scale(last - first);
     for (long c = first; c < last; c++) scale[c - first] = static_cast<float>(weight[c] / std::sqrt(var[c] + eps));
     for (long i = 0; i < images; i++)
-      s.each(i, first, last, [&](long at, long word, long c, long lanes) {
+      s.each(i, first, last, [&](long at, long word, long c, long lanes) __attribute__((always_inline)) {
         __builtin_prefetch(x + at + s.ahead);
         if (other) __builtin_prefetch(other + at + s.ahead);
         Vector v = (load_part(x + at, lanes) - all(mean[c])) * all(scale[c - first]) + all(bias[c]);
@@ -117,7 +117,7 @@ void norm_backward(const float* x, const uint16_t* bits, const float* grad, long
     std::vector<Sums> part(n);
     for (long i = 0; i < images; i++) {
       std::fill(part.begin(), part.end(), Sums{zero(), zero()});
-      s.each(i, first, last, [&](long at, long word, long c, long lanes) {
+      s.each(i, first, last, [&](long at, long word, long c, long lanes) __attribute__((always_inline)) {
         __builtin_prefetch(x + at + s.ahead), __builtin_prefetch(grad + at + s.ahead);
         Vector g = load_part(grad + at, lanes);
         if (bits) g = only(g, bits[word]);
@@ -138,7 +138,7 @@ void norm_backward(const float* x, const uint16_t* bits, const float* grad, long
     const float* from = other ? other : grad;
     const uint16_t* some = other ? nullptr : bits;
     for (long i = 0; i < images; i++)
-      s.each(i, first, last, [&](long at, long word, long c, long lanes) {
+      s.each(i, first, last, [&](long at, long word, long c, long lanes) __attribute__((always_inline)) {
         __builtin_prefetch(x + at + s.ahead), __builtin_prefetch(from + at + s.ahead);
         Vector g = load_part(from + at, lanes);
         if (some) g = only(g, some[word]);
