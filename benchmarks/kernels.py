@@ -3,8 +3,8 @@
 For each layer all candidates take turns in one run: dense fp32 in each layout, dense bf16 (autocast), torch CSR (for a
 Linear), and the kernel `sparse` at each sparsity. Prints medians (benchmarks.timing says of what), the ratio of the
 best dense fp32 layout to each, the GF/s of useful arithmetic (weights that are zero do not count) and what share that
-is of the machine's roofs (benchmarks.roofs). The pattern is uniform random; gradients of input, weight and bias are
-computed.
+is of the machine's roofs (benchmarks.roofs). The pattern is uniform random; under "8x1" 8 outputs in sequence share it,
+and the kernel takes its route for blocks. Gradients of input, weight and bias are computed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from suite.kernels.csr import CsrLinear, CsrPattern
 from suite.kernels.linear import LinearPattern, SparseLinear
 from suite.kernels.plan import Plan
 
+BLOCKED = (0.9, 0.95)  # sparsities of which a Linear is measured with blocks, too
 LAYERS: dict[str, tuple[int, ...]] = {
     "linear 1000x1000": (1000, 1000, 1),  # inputs, outputs, samples of each member of the batch
     "linear 192x768 tokens": (192, 768, 65),
@@ -60,21 +61,27 @@ def linear(inputs: int, outputs: int, samples: int, sparsities: list[float]) -> 
         ("dense columns", None): step(F.linear, (columns[0], w, b), columns[1]),
         ("dense bf16", None): step(in_bf16(F.linear), (x, w, b), grad),
     }
-    for sparsity in sparsities:
-        mask = torch.rand(w.shape) >= sparsity
-        values, pattern, peer = w[mask], LinearPattern(mask), CsrPattern(mask)
-        plan, csr = Plan(pattern, pattern, pattern.entries), Plan(peer, peer, peer.entries)
+    for sparsity, height in [(s, h) for s in sparsities for h in ((1, 8) if s in BLOCKED else (1,))]:
+        mask = (torch.rand(outputs // height, inputs) >= sparsity).repeat_interleave(height, 0)
+        values, pattern = w[mask], LinearPattern(mask)
+        plan = Plan(pattern, pattern, pattern.entries)
 
         def ours(x: Tensor, v: Tensor, b: Tensor, plan: Plan[LinearPattern] = plan) -> Tensor:
             return SparseLinear.apply(x, v, b, plan)
+
+        name = "sparse" if height == 1 else f"sparse {height}x1"
+        calls[f"{name} drop-in", sparsity] = step(ours, (x, values, b), grad)
+        if samples < 1024:
+            calls[f"{name} chained", sparsity] = step(ours, (columns[0], values, b), columns[1])
+        if height > 1:
+            continue
+        peer = CsrPattern(mask)
+        csr = Plan(peer, peer, peer.entries)
 
         def theirs(x: Tensor, v: Tensor, b: Tensor, plan: Plan[CsrPattern] = csr) -> Tensor:
             return CsrLinear.apply(x, v, b, plan)
 
         calls["csr", sparsity] = step(theirs, (x, values, b), grad)
-        calls["sparse drop-in", sparsity] = step(ours, (x, values, b), grad)
-        if samples < 1024:
-            calls["sparse chained", sparsity] = step(ours, (columns[0], values, b), columns[1])
     return calls
 
 

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             remark = f"{row['clean_samples']}/{options.rounds} clean  {row['training_state'] / 2**20:7.1f} MiB"
             if row["kernel"] == "sparse":
                 routes = row["routes"]
-                remark += f"  {routes.get('sparse', 0)} of {sum(routes.values())} layers sparse"
+                remark += f"  {sum(routes.values()) - routes.get('dense', 0)} of {sum(routes.values())} layers sparse"
             report.add(row, remark)
         top = "no limit seen" if row["ceiling"] is None else f"{row['ceiling']:.2f} x"
         report.say(f"{name:22s} ceiling {top}: its Layers take {row['layers_share']:.1%} of a dense step")

@@ -30,10 +30,10 @@ def run(capsys, *arguments: str) -> dict:
 def test_rows(capsys) -> None:
     found = run(capsys)
     got = {layer: [r["kernel"] for r in found["rows"] if r["layer"] == layer] for layer in kernels.LAYERS}
-    dense = ["dense rows", "dense columns", "dense bf16", "csr", "sparse drop-in"]
+    dense, chains = ["dense rows", "dense columns", "dense bf16"], ("drop-in", "chained")
     assert got == {
-        "linear small": [*dense, "sparse chained"],
-        "linear tokens": dense,
+        "linear small": [*dense, "sparse drop-in", "sparse chained", "csr", *(f"sparse 8x1 {k}" for k in chains)],
+        "linear tokens": [*dense, "sparse drop-in", "csr", "sparse 8x1 drop-in"],
         "conv": ["dense NCHW", "dense NHWC", "dense bf16", "sparse NCHW", "sparse blocked"],
     }
     for row in found["rows"]:

@@ -38,10 +38,14 @@ def dense(x, w, bias, grad, gelu=False):
     return y.detach(), x.grad, w.grad, None if bias is None else bias.grad
 
 
-def check(samples, inputs, outputs, density, bias, chained, gelu=False, seed=0):
-    """Against the oracle; `samples` is a tuple of leading dimensions; `chained`: the input comes transposed."""
+def check(samples, inputs, outputs, density, bias, chained, gelu=False, height=1, seed=0):
+    """Against the oracle; `samples` is a tuple of leading dimensions; `chained`: the input comes transposed.
+
+    Of `height` times `outputs` outputs, that many in sequence have one support.
+    """
     torch.manual_seed(seed)
-    mask = torch.rand(outputs, inputs) < density
+    mask = (torch.rand(outputs, inputs) < density).repeat_interleave(height, 0)
+    outputs *= height
     w, x = torch.randn(mask.shape) * mask, torch.randn(*samples, inputs)
     b, grad = torch.randn(outputs) if bias else None, torch.randn(*samples, outputs)
     if chained and x.dim() == 2:
@@ -72,9 +76,38 @@ SAMPLES = [(1,), (3,), (16,), (17,), (100,), (128,), (255,), (ROWS,), (ROWS + 6,
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([1, 1, 2, 4, 8]),
 )
-def test_ragged_shapes(samples, inputs, outputs, density, bias, chained, gelu):
-    check(samples, inputs, outputs, density, bias, chained, gelu)
+def test_ragged_shapes(samples, inputs, outputs, density, bias, chained, gelu, height):
+    check(samples, inputs, outputs, density, bias, chained, gelu, height)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 24), st.integers(1, 5), st.floats(0, 1), st.sampled_from([1, 2, 3, 4, 8, 12]), st.integers(0, 99))
+def test_the_tallest_blocks_are_found(outputs, inputs, density, height, seed):
+    torch.manual_seed(seed)
+    mask = (torch.rand(outputs, inputs) < density).repeat_interleave(height, 0)
+    mask[0, 0] ^= seed % 3 == 0  # a group that differs in one place
+    fits = [h for h in (8, 4, 2) if len(mask) % h == 0 and all((g == g[0]).all() for g in mask.split(h))]
+    assert LinearPattern(mask).height == (fits[0] if fits and mask.any() else 1)
+    assert LinearPattern(mask, tallest=4).height == next((h for h in fits if h <= 4 and mask.any()), 1)
+
+
+@pytest.mark.parametrize("height", [2, 4, 8])
+@pytest.mark.parametrize("samples", [20, 130, ROWS + 40])
+def test_blocks_compute_what_single_entries_do_with_less_index(height, samples):
+    torch.manual_seed(0)
+    mask = (torch.rand(64 // height, 50) < 0.2).repeat_interleave(height, 0)
+    patterns = LinearPattern(mask), LinearPattern(mask, tallest=1)
+    assert [p.height for p in patterns] == [height, 1] and patterns[0].bytes < patterns[1].bytes
+    x, values, bias, grad = (torch.randn(*s) for s in ((samples, 50), (patterns[0].entries,), (64,), (samples, 64)))
+    results = []
+    for pattern in patterns:
+        leaves = [t.clone().requires_grad_() for t in (x, values, bias)]
+        y = product(*leaves, pattern)
+        results.append((y, *torch.autograd.grad(y, leaves, grad)))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs.double(), theirs, "blocks", 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 4096), (4096, 1), (4096, 600), (600, 4096)])
@@ -83,15 +116,16 @@ def test_wide_layers(shape, samples):
     check((samples,), *shape, 0.05, True, False)
 
 
+@pytest.mark.parametrize("height", [1, 2, 8])
 @pytest.mark.parametrize("samples", [33, ROWS + 100])
-def test_threads_agree_and_repeat(samples):
+def test_threads_agree_and_repeat(samples, height):
     torch.manual_seed(0)
-    mask = torch.rand(70, 50) < 0.3
-    pattern, x, grad = LinearPattern(mask), torch.randn(samples, 50), torch.randn(samples, 70)
+    mask = (torch.rand(72 // height, 50) < 0.3).repeat_interleave(height, 0)
+    pattern, x, grad = LinearPattern(mask), torch.randn(samples, 50), torch.randn(samples, 72)
     results = {}
     for name, threads in (("one", 1), ("two", 2), ("again", 2), ("five", 5)):
         torch.set_num_threads(threads)
-        leaf, values, bias = x.clone(), torch.linspace(-1, 1, pattern.entries), torch.zeros(70)
+        leaf, values, bias = x.clone(), torch.linspace(-1, 1, pattern.entries), torch.zeros(72)
         leaves = [t.requires_grad_() for t in (leaf, values, bias)]
         y = product(*leaves, pattern)
         y.backward(grad)
@@ -102,18 +136,19 @@ def test_threads_agree_and_repeat(samples):
     assert all(torch.equal(a, b) for a, b in zip(results["two"], results["again"], strict=True))
 
 
+@pytest.mark.parametrize("height", [1, 2, 4, 8])
 @pytest.mark.parametrize("samples", [20, ROWS])
-def test_nan_and_inf_pass_where_read(samples):
+def test_nan_and_inf_pass_where_read(samples, height):
     torch.manual_seed(1)
-    mask = torch.rand(30, 40) < 0.2
-    pattern, w, x = LinearPattern(mask), torch.rand(30, 40), torch.rand(samples, 40)
+    mask = (torch.rand(32 // height, 40) < 0.2).repeat_interleave(height, 0)
+    pattern, w, x = LinearPattern(mask), torch.rand(32, 40), torch.rand(samples, 40)
     x[0, 3], x[7, 5] = float("nan"), float("inf")
     values = w[mask].requires_grad_()
     y = product(x, values, None, pattern)
     assert torch.equal(y.isnan(), x.isnan().float() @ mask.t().float() > 0)
     assert torch.equal(y == float("inf"), x.isinf().float() @ mask.t().float() > 0)
-    y.backward(torch.rand(samples, 30))
-    columns = torch.arange(40).expand(30, 40)[mask]
+    y.backward(torch.rand(samples, 32))
+    columns = torch.arange(40).expand(32, 40)[mask]
     assert torch.equal(values.grad.isnan(), columns == 3) and torch.equal(values.grad.isinf(), columns == 5)
 
 
@@ -184,8 +219,8 @@ def test_copies_work():
 def grid():
     """Ragged shapes: what the sanitizers see."""
     for samples, inputs, outputs in itertools.product(SAMPLES, (1, 5, 16, 33), (1, 10, 70)):
-        for density in (0.0, 0.03, 0.3, 1.0):
-            yield samples, inputs, outputs, density, density != 0.3, density == 1.0, density < 1.0
+        for density, height in ((0.0, 1), (0.03, 1), (0.3, 1), (1.0, 1), (0.2, 2), (0.2, 4), (0.2, 8)):
+            yield samples, inputs, outputs, density, density != 0.3, density == 1.0, density < 1.0, height
 
 
 @pytest.mark.slow

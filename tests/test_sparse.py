@@ -88,6 +88,18 @@ def test_the_sparse_products_are_what_computes(monkeypatch) -> None:
     assert {y.kernel.route(y) for y in model.layers} == {"dense"}
 
 
+@pytest.mark.parametrize("height", [1, 2, 4, 8])
+def test_a_route_names_blocks(height: int) -> None:
+    """Outputs in groups that read the same inputs, but for the last group's last one where height is 1."""
+    model, x = SparseModel(nn.Linear(40, 48), torch.zeros(1, 40), kernel="sparse"), torch.randn(5, 40)
+    (layer,) = model.layers
+    mask = (torch.rand(48 // max(height, 2), 40) < 0.2).repeat_interleave(max(height, 2), 0)
+    mask[-1] ^= height == 1
+    layer.forward_mask = layer.grad_mask = mask
+    assert layer.kernel.route(layer) == ("sparse" if height == 1 else f"sparse {height}x1")
+    torch.testing.assert_close(model(x), nn.functional.linear(x, layer.weight * mask, model.net.bias))
+
+
 def test_layers_that_it_cannot_hold_are_named(images) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from suite.kernels.base import Kernel
 from suite.kernels.plan import Plan, first_order
 from suite.kernels.sparse import Sparse, unsuited
-from suite.layer import Layer
+from suite.layer import Layer, Mask
 
 
 class CsrPattern:
@@ -87,8 +87,11 @@ class Csr(Sparse):
             "no CSR product for a Conv2d" if isinstance(module, nn.Conv2d) else _lacking()
         )
 
+    def reads(self, layer: Layer) -> Mask:
+        return layer.forward_mask
+
     def route(self, layer: Layer) -> str:
-        return "dense" if layer.forward_mask is None else "sparse"
+        return "dense" if self.reads(layer) is None else "sparse"
 
     def linear(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor:
         return CsrLinear.apply(x, layer.parameter, module.bias, self._plan(layer, CsrPattern))

@@ -16,7 +16,7 @@ from suite.kernels.plan import Plan, first_order
 ROWS = 1024  # from that many samples on, blocks of samples go through each core's cache
 BLOCK_BYTES = 1 << 20  # of the wider side of a block of 128 samples, which else has 64
 FUNCTIONS = {
-    "pattern_build": "pllppppp",
+    "pattern_build": "pllippppp",
     "pack": "plllpli",
     "linear_forward": "plppppi",
     "linear_backward": "pplppppppi",
@@ -30,7 +30,7 @@ ARRAYS = ("rowptr", "col", "colptr", "row", "slot")
 class _Pattern(ctypes.Structure):
     """As in linear.cpp."""
 
-    _fields_ = [(n, ctypes.c_long) for n in ("outputs", "inputs")] + [(n, ctypes.c_void_p) for n in ARRAYS]
+    _fields_ = [(n, ctypes.c_long) for n in ("outputs", "inputs", "height")] + [(n, ctypes.c_void_p) for n in ARRAYS]
 
 
 @functools.cache
@@ -42,9 +42,11 @@ class LinearPattern:
     """CSR of a bool mask (outputs, inputs), and its transpose; `slot`: the place of each entry of the transpose.
 
     The mask of a convolution whose kernel covers its whole input, (outputs, channels, height, width), is taken too.
+    height: where groups of 8, 4 or 2 outputs in sequence (and up to `tallest`) have one support, the largest of these;
+    a row of the CSR is then a group, with one index for each block of `height` entries. Else 1.
     """
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, tallest: int = 8) -> None:
         self.taps = mask.dim() - 2
         mask = mask.flatten(1).contiguous()
         self.outputs, self.inputs = mask.shape
@@ -52,12 +54,16 @@ class LinearPattern:
         sizes = (self.outputs + 1, self.entries, self.inputs + 1, self.entries, self.entries)
         self.arrays = [torch.empty(size, dtype=torch.int32) for size in sizes]
         places = [array.data_ptr() for array in self.arrays]
-        _native().pattern_build(mask.data_ptr(), self.outputs, self.inputs, *places)
+        self.height = _native().pattern_build(mask.data_ptr(), self.outputs, self.inputs, tallest, *places)
+        if self.height > 1:
+            rows, blocks = self.outputs // self.height + 1, self.entries // self.height
+            self.arrays[:2] = self.arrays[0][:rows].clone(), self.arrays[1][:blocks].clone()
 
     @property
     def struct(self) -> Any:
         """For a call of the kernels: made anew, so that a copy of the pattern holds no address of the original."""
-        return ctypes.byref(_Pattern(self.outputs, self.inputs, *(array.data_ptr() for array in self.arrays)))
+        places = (array.data_ptr() for array in self.arrays)
+        return ctypes.byref(_Pattern(self.outputs, self.inputs, self.height, *places))
 
     @property
     def bytes(self) -> int:
@@ -110,7 +116,8 @@ def _gradients(
     """
     entries, threads = pattern.entries, torch.get_num_threads()
     samples = x.shape[0] if rows else x.shape[1]
-    turned = None if values is None else torch.empty_like(values)
+    # By rows, blocks need no other order.
+    turned = values if values is None or (rows and pattern.height > 1) else torch.empty_like(values)
     dx = None if values is None else torch.empty_like(x)
     dw = x.new_empty(entries) if weights else None
     db = x.new_empty(pattern.outputs) if weights and bias else None
@@ -119,7 +126,7 @@ def _gradients(
     if not rows:
         _native().linear_backward(*common, _at(values), _at(turned), *results, threads)
         return dx, dw, db
-    if values is not None:
+    if values is not None and turned is not values:
         _native().gather(values.data_ptr(), pattern.arrays[-1].data_ptr(), entries, _at(turned), threads)
     sums = x.new_empty(threads, entries + pattern.outputs)
     _native().linear_backward_rows(*common, _at(turned), *results, sums.data_ptr(), pattern.block, gelu, threads)

@@ -78,12 +78,20 @@ class Sparse(Compact):
 
     # ---- products ------------------------------------------------------------------------------------------------
 
+    def reads(self, layer: Layer) -> Mask:
+        """The weights that a sparse product reads; None where a dense one is taken for faster."""
+        return layer.forward_mask if layer.density <= break_even(layer.shape) else None
+
     def route(self, layer: Layer) -> str:
-        return "sparse" if layer.forward_mask is not None and layer.density <= break_even(layer.shape) else "dense"
+        mask = self.reads(layer)
+        if mask is None:
+            return "dense"
+        height = LinearPattern(mask).height if len(layer.shape) == 2 else 1
+        return "sparse" if height == 1 else f"sparse {height}x1"
 
     def operation(self, module: nn.Module, layer: Layer, x: Tensor, act: Activation = None) -> Tensor | None:
         # Under a mode that counts FLOPs or fakes tensors, torch's own operations are to be seen.
-        if self.route(layer) == "dense" or _get_current_dispatch_mode() is not None or not x.numel():
+        if self.reads(layer) is None or _get_current_dispatch_mode() is not None or not x.numel():
             return None
         if x.dtype != torch.float32 and torch.is_autocast_enabled("cpu"):
             x = x.float()

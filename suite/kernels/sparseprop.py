@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from suite.kernels.base import Kernel
 from suite.kernels.plan import Plan
 from suite.kernels.sparse import Sparse, unsuited
-from suite.layer import Layer
+from suite.layer import Layer, Mask
 
 WIDE = 32  # columns of an image from which its authors vectorise over the width, else over the batch
 LARGEST = 2**15  # it counts the entries of a filter in 16 bits
@@ -70,9 +70,12 @@ class SparseProp(Sparse):
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
         return unsuited(module, attribute) or (_uneven(module) if isinstance(module, nn.Conv2d) else None)
 
-    def route(self, layer: Layer) -> str:
+    def reads(self, layer: Layer) -> Mask:
         # It crashes (version 0.1.14) on a layer that reads no weight.
-        return "dense" if layer.forward_mask is None or not layer.nnz() else "sparse"
+        return layer.forward_mask if layer.nnz() else None
+
+    def route(self, layer: Layer) -> str:
+        return "dense" if self.reads(layer) is None else "sparse"
 
     def linear(self, module: nn.Module, layer: Layer, x: Tensor) -> Tensor:
         plan, x = self._plan(layer, SparsePropPattern), x.contiguous()

@@ -6,7 +6,7 @@
 #include "conv.h"
 
 struct Pattern {  // as in linear.cpp
-  long outputs, inputs;
+  long outputs, inputs, height;
   const int32_t *rowptr, *col, *colptr, *row, *slot;
 };
 struct Layer {  // as in conv_plan.cpp
@@ -14,15 +14,15 @@ struct Layer {  // as in conv_plan.cpp
 };
 
 extern "C" {
-long pattern_build(const uint8_t*, long, long, int32_t*, int32_t*, int32_t*, int32_t*, int32_t*);
+int pattern_build(const uint8_t*, long, long, int, int32_t*, int32_t*, int32_t*, int32_t*, int32_t*);
 void pack(const float*, long, long, long, float*, long, int);
 void gather(const float*, const int32_t*, long, float*, int);
 void linear_forward(const float*, long, const Pattern*, const float*, const float*, float*, int);
 void linear_backward(const float*, const float*, long, const Pattern*, const float*, float*, float*, float*, float*,
                      int);
-void linear_forward_rows(const float*, long, const Pattern*, const float*, const float*, float*, long, int);
+void linear_forward_rows(const float*, long, const Pattern*, const float*, const float*, float*, long, int, int);
 void linear_backward_rows(const float*, const float*, long, const Pattern*, const float*, float*, float*, float*,
-                          float*, long, int);
+                          float*, long, int, int);
 long conv_entries(const uint8_t*, long, long, long, int32_t*, int32_t*, int32_t*);
 void conv_pass(const Layer*, int, long, long, Pass*);
 long conv_sort(const Layer*, int, long, const int32_t*, const int32_t*, const int32_t*, Pass*);
@@ -73,12 +73,14 @@ struct Sum {
   void add(long i, double x) { value[i] += x, scale[i] += std::abs(x); }
 };
 
-void linear(long samples, long inputs, long outputs, double density, bool rows) {
-  const auto mask = some(outputs * inputs, density);
+void linear(long samples, long inputs, long outputs, double density, bool rows, long height = 1) {
+  auto mask = some(outputs * inputs, density);
+  for (long o = 0; o < outputs; o++) std::copy_n(&mask[o / height * height * inputs], inputs, &mask[o * inputs]);
   Ints rowptr(outputs + 1), col(mask.size()), colptr(inputs + 1), row(mask.size()), slot(mask.size());
-  const long n = pattern_build(mask.data(), outputs, inputs, rowptr.data(), col.data(), colptr.data(), row.data(),
-                               slot.data());
-  const Pattern p{outputs, inputs, rowptr.data(), col.data(), colptr.data(), row.data(), slot.data()};
+  const long n = std::count(mask.begin(), mask.end(), 1);
+  const int found = pattern_build(mask.data(), outputs, inputs, 8, rowptr.data(), col.data(), colptr.data(), row.data(),
+                                  slot.data());
+  const Pattern p{outputs, inputs, found, rowptr.data(), col.data(), colptr.data(), row.data(), slot.data()};
   const Floats x = normal(samples * inputs), d = normal(samples * outputs), v = normal(n), bias = normal(outputs);
   Sum y(samples * outputs), dx(samples * inputs), dv(n), db(outputs);
   for (long s = 0; s < samples; s++)
@@ -94,10 +96,11 @@ void linear(long samples, long inputs, long outputs, double density, bool rows) 
   Floats our_y(y.value.size()), our_dx(dx.value.size()), our_dv(n), our_db(outputs), turned(n);
   if (rows) {
     Floats sums(THREADS * (n + outputs));
-    gather(v.data(), slot.data(), n, turned.data(), THREADS);
-    linear_forward_rows(x.data(), samples, &p, v.data(), bias.data(), our_y.data(), 64, THREADS);
+    if (found > 1) turned = v;
+    else gather(v.data(), slot.data(), n, turned.data(), THREADS);
+    linear_forward_rows(x.data(), samples, &p, v.data(), bias.data(), our_y.data(), 64, 0, THREADS);
     linear_backward_rows(x.data(), d.data(), samples, &p, turned.data(), our_dx.data(), our_dv.data(), our_db.data(),
-                         sums.data(), 64, THREADS);
+                         sums.data(), 64, 0, THREADS);
   } else {
     const long ld = ratio_up(samples, W) * W;
     Floats tx(inputs * ld), td(outputs * ld), ty(outputs * ld), tdx(inputs * ld);
@@ -218,6 +221,7 @@ int main() {
       for (const bool rows : {false, true}) {
         linear(samples, 1, 1, density, rows), linear(samples, 17, 40, density, rows);
         linear(samples, 70, 9, density, rows);
+        for (const long height : {2, 4, 8}) linear(samples, 33, 24, density, rows, height);
       }
     for (const long images : {1, 17}) {
       conv(images, {5, 3, 3, 3, 1, 1, 1, 1, 8, 8}, density), conv(images, {9, 20, 3, 3, 2, 2, 1, 1, 9, 7}, density);

@@ -2,8 +2,10 @@
 //
 // Inside, activations are transposed, [features][ld] with ld a multiple of 16 and samples beyond the batch zero, so that
 // every stored weight multiplies whole vectors of samples. A pattern is CSR (rowptr, col) with its transpose (colptr,
-// row) and `slot`, the place of each entry of the transpose in CSR order.
+// row) and `slot`, the place of each entry of the transpose in CSR order. With height > 1, rowptr and col are those of
+// groups of that many outputs (blocks.h); the transpose is the same.
 #include <omp.h>
+#include "blocks.h"
 #include "gelu.h"
 
 namespace {
@@ -11,8 +13,10 @@ namespace {
 thread_local Scratch scratch_x, scratch_y, scratch_d;
 
 struct Pattern {
-  long outputs, inputs;
+  long outputs, inputs, height;
   const int32_t *rowptr, *col, *colptr, *row, *slot;
+  long rows() const { return outputs / height; }
+  long entries() const { return rowptr[rows()] * height; }
 };
 
 // y[o] = bias[o] + sum over k of values[k] x[col[k]] for the outputs first .. last - 1 and N vectors of samples.
@@ -98,6 +102,19 @@ void dots_all(const float* x, long ldx, const float* d, long ldd, long samples, 
   }
 }
 
+// The outputs of the rows first .. last - 1.
+void forward(const Pattern& p, const float* x, long ld, long first, long last, const float* values, const float* bias,
+             float* y) {
+  if (p.height > 1) multiply_blocks(x, ld, p.rowptr, p.col, p.height, first, last, values, bias, y);
+  else multiply_all(x, ld, ld, first, last, p.rowptr, p.col, values, bias, y, ld);
+}
+// (+)= the gradients of their values and bias.
+void weight_grad(const Pattern& p, const float* x, const float* d, long ld, long first, long last, float* grad,
+                 float* bias_grad, bool add) {
+  if (p.height > 1) dots_blocks(x, d, ld, p.rowptr, p.col, p.height, first, last, grad, bias_grad, add);
+  else dots_all(x, ld, d, ld, ld, first, last, p.rowptr, p.col, grad, bias_grad, add);
+}
+
 // The first row of part t of T, balanced by entries and rows.
 long share(const int32_t* ptr, long rows, int t, int T) {
   const double want = (ptr[rows] + 4.0 * rows) * t / T;
@@ -156,9 +173,10 @@ long whole(long samples) { return (samples + W - 1) / W * W; }
 
 extern "C" {
 
-// mask, (outputs, inputs) bytes -> a pattern; returns its number of entries. row and slot have that length, and col.
-long pattern_build(const uint8_t* mask, long outputs, long inputs, int32_t* rowptr, int32_t* col, int32_t* colptr,
-                   int32_t* row, int32_t* slot) {
+// mask, (outputs, inputs) bytes -> a pattern; returns its height: the largest of 8, 4 and 2, up to `tallest`, whose groups
+// have one support, or 1. col, row and slot have room for all entries.
+int pattern_build(const uint8_t* mask, long outputs, long inputs, int tallest, int32_t* rowptr, int32_t* col,
+                  int32_t* colptr, int32_t* row, int32_t* slot) {
   int32_t k = 0;
   std::fill(colptr, colptr + inputs + 1, 0);
   for (long o = 0; o < outputs; o++) {
@@ -175,7 +193,17 @@ long pattern_build(const uint8_t* mask, long outputs, long inputs, int32_t* rowp
     }
   for (long i = inputs; i > 0; i--) colptr[i] = colptr[i - 1];
   colptr[0] = 0;
-  return k;
+  for (int height = 8; height > 1; height /= 2)
+    if (height <= tallest && alike(outputs, height, rowptr, col)) {
+      for (long g = 0; g < outputs / height; g++) {
+        const int32_t from = rowptr[g * height], n = rowptr[g * height + 1] - from;
+        std::copy_n(col + from, n, col + from / height);  // never ahead of what it reads
+        rowptr[g] = from / height;
+      }
+      rowptr[outputs / height] = k / height;
+      return height;
+    }
+  return 1;
 }
 
 // x, (samples, features) -> out, [features][ld].
@@ -197,8 +225,7 @@ void linear_forward(const float* x, long ld, const Pattern* p, const float* valu
 #pragma omp parallel num_threads(threads)
   {
     const int t = omp_get_thread_num(), T = omp_get_num_threads();
-    multiply_all(x, ld, ld, share(p->rowptr, p->outputs, t, T), share(p->rowptr, p->outputs, t + 1, T), p->rowptr,
-                 p->col, values, bias, y, ld);
+    forward(*p, x, ld, share(p->rowptr, p->rows(), t, T), share(p->rowptr, p->rows(), t + 1, T), values, bias, y);
   }
 }
 
@@ -214,8 +241,8 @@ void linear_backward(const float* x, const float* d, long ld, const Pattern* p, 
       multiply_all(d, ld, ld, first, last, p->colptr, p->row, turned, nullptr, dx, ld);
     }
     if (values_grad || bias_grad)
-      dots_all(x, ld, d, ld, ld, share(p->rowptr, p->outputs, t, T), share(p->rowptr, p->outputs, t + 1, T), p->rowptr,
-               p->col, values_grad, bias_grad, false);
+      weight_grad(*p, x, d, ld, share(p->rowptr, p->rows(), t, T), share(p->rowptr, p->rows(), t + 1, T), values_grad,
+                  bias_grad, false);
   }
 }
 
@@ -229,16 +256,17 @@ void linear_forward_rows(const float* x, long samples, const Pattern* p, const f
     float *in = scratch_x.get(p->inputs * ld), *out = scratch_y.get(p->outputs * ld);
     pack_block(x + b * p->inputs, p->inputs, n, p->inputs, in, ld);
     if (act) activate(in, nullptr, p->inputs * ld);
-    multiply_all(in, ld, ld, 0, p->outputs, p->rowptr, p->col, values, bias, out, ld);
+    forward(*p, in, ld, 0, p->rows(), values, bias, out);
     unpack_block(out, ld, n, p->outputs, y + b * p->outputs, p->outputs);
   }
 }
 
+// turned: the values in the order of the transpose, or as they are with height > 1.
 // sums: room for threads x (entries + outputs) floats.
 void linear_backward_rows(const float* x, const float* d, long samples, const Pattern* p, const float* turned,
                           float* dx, float* values_grad, float* bias_grad, float* sums, long block, int act,
                           int threads) {
-  const long entries = p->rowptr[p->outputs], size = entries + p->outputs;
+  const long entries = p->entries(), size = entries + p->outputs;
 #pragma omp parallel num_threads(threads)
   {
     float *mine = sums + omp_get_thread_num() * size, *mine_bias = bias_grad ? mine + entries : nullptr;
@@ -249,12 +277,16 @@ void linear_backward_rows(const float* x, const float* d, long samples, const Pa
       float *in = scratch_x.get(p->inputs * ld), *out = scratch_y.get(p->inputs * ld);
       float* back = scratch_d.get(p->outputs * ld);
       pack_block(d + b * p->outputs, p->outputs, n, p->outputs, back, ld);
-      if (dx) multiply_all(back, ld, ld, 0, p->inputs, p->colptr, p->row, turned, nullptr, out, ld);
+      if (dx) {
+        if (p->height > 1)
+          spread_blocks(back, ld, p->rowptr, p->col, p->height, p->rows(), turned, out, p->inputs);
+        else
+          multiply_all(back, ld, ld, 0, p->inputs, p->colptr, p->row, turned, nullptr, out, ld);
+      }
       if (act || values_grad || bias_grad) pack_block(x + b * p->inputs, p->inputs, n, p->inputs, in, ld);
       if (act) activate(in, dx ? out : nullptr, p->inputs * ld);
       if (dx) unpack_block(out, ld, n, p->inputs, dx + b * p->inputs, p->inputs);
-      if (values_grad || bias_grad)
-        dots_all(in, ld, back, ld, ld, 0, p->outputs, p->rowptr, p->col, mine, mine_bias, true);
+      if (values_grad || bias_grad) weight_grad(*p, in, back, ld, 0, p->rows(), mine, mine_bias, true);
     }
     const int T = omp_get_num_threads();
     if (values_grad || bias_grad) {
