@@ -32,7 +32,7 @@ inline Vector all(float x) { return x - Vector{}; }
 inline Vector load_part(const float* p, long n) {
   if (n >= W) return load(p);
 #ifdef __AVX512F__
-  return __builtin_ia32_loadups512_mask(p, zero(), static_cast<uint16_t>((1 << n) - 1));
+  return _mm512_maskz_loadu_ps(static_cast<uint16_t>((1 << n) - 1), p);
 #else
   alignas(64) float part[W] = {};
   for (long i = 0; i < n; i++) part[i] = p[i];
@@ -42,7 +42,7 @@ inline Vector load_part(const float* p, long n) {
 inline void store_part(float* p, Vector v, long n) {
   if (n >= W) return store(p, v);
 #ifdef __AVX512F__
-  __builtin_ia32_storeups512_mask(p, v, static_cast<uint16_t>((1 << n) - 1));
+  _mm512_mask_storeu_ps(p, static_cast<uint16_t>((1 << n) - 1), v);
 #else
   alignas(64) float part[W];
   store(part, v);
@@ -53,7 +53,7 @@ inline void store_part(float* p, Vector v, long n) {
 // operations at the end of a parallel region put it before what follows.
 inline void stream(float* p, Vector v) {
 #ifdef __AVX512F__
-  __builtin_ia32_movntps512(p, v);
+  _mm512_stream_ps(p, v);
 #else
   store(p, v);
 #endif
