@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from suite.kernels import build
-from suite.kernels.plan import Plan, first_order
+from suite.kernels.plan import Plan, address, first_order
 
 ROWS = 1024  # from that many samples on, blocks of samples go through each core's cache
 BLOCK_BYTES = 1 << 20  # of the wider side of a block of 128 samples, which else has 64
@@ -75,10 +75,6 @@ class LinearPattern:
         return 128 if max(self.inputs, self.outputs) * 128 * 4 <= BLOCK_BYTES else 64
 
 
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def transposed(x: Tensor) -> Tensor:
     """(samples, features) as [features][samples up to a multiple of 16], zero behind; nothing moves where it is so."""
     samples, features = x.shape
@@ -121,15 +117,15 @@ def _gradients(
     dx = None if values is None else torch.empty_like(x)
     dw = x.new_empty(entries) if weights else None
     db = x.new_empty(pattern.outputs) if weights and bias else None
-    results = [_at(tensor) for tensor in (dx, dw, db)]
+    results = [address(tensor) for tensor in (dx, dw, db)]
     common = (x.data_ptr(), grad.data_ptr(), samples, pattern.struct)
     if not rows:
-        _native().linear_backward(*common, _at(values), _at(turned), *results, threads)
+        _native().linear_backward(*common, address(values), address(turned), *results, threads)
         return dx, dw, db
     if values is not None and turned is not values:
-        _native().gather(values.data_ptr(), pattern.arrays[-1].data_ptr(), entries, _at(turned), threads)
+        _native().gather(values.data_ptr(), pattern.arrays[-1].data_ptr(), entries, address(turned), threads)
     sums = x.new_empty(threads, entries + pattern.outputs)
-    _native().linear_backward_rows(*common, _at(turned), *results, sums.data_ptr(), pattern.block, gelu, threads)
+    _native().linear_backward_rows(*common, address(turned), *results, sums.data_ptr(), pattern.block, gelu, threads)
     return dx, dw, db
 
 
@@ -151,7 +147,7 @@ class SparseLinear(torch.autograd.Function):
         x = x.flatten(1) if pattern.taps else x
         shape = (*x.shape[:-1], pattern.outputs, *[1] * pattern.taps)
         ctx.rows = by_rows(x)
-        last = pattern.struct, values.data_ptr(), _at(bias)
+        last = pattern.struct, values.data_ptr(), address(bias)
         if ctx.rows:
             x = x.reshape(-1, pattern.inputs).contiguous()
             y = x.new_empty(shape)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suite.kernels import build
-from suite.kernels.plan import first_order, suits
+from suite.kernels.plan import address, first_order, suits
 
 SMALLEST = 16  # pixels of a plane: a vector
 FUNCTIONS = {"norm_forward": "pplllppdippppi", "norm_backward": "ppplllpppdippppi"}
@@ -20,10 +20,6 @@ FUNCTIONS = {"norm_forward": "pplllppdippppi", "norm_backward": "ppplllpppdipppp
 @functools.cache
 def _native() -> ctypes.CDLL:
     return build.declare("norm", FUNCTIONS)
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 class NormAct(torch.autograd.Function):
@@ -41,8 +37,8 @@ class NormAct(torch.autograd.Function):
         n, c, size = x.shape[0], x.shape[1], x.shape[2:].numel()
         y = torch.empty_like(x)
         bits = torch.empty(n * c * -(-size // 16), dtype=torch.int16) if relu else None
-        places = (_at(mean), _at(var), _at(y), _at(bits))
-        head = (_at(x), _at(other), n, c, size, _at(weight), _at(bias), eps, training)
+        places = (address(mean), address(var), address(y), address(bits))
+        head = (address(x), address(other), n, c, size, address(weight), address(bias), eps, training)
         _native().norm_forward(*head, *places, torch.get_num_threads())
         ctx.save_for_backward(x, weight, mean, var, *(() if bits is None else (bits,)))
         ctx.options = n, c, size, eps, training
@@ -57,8 +53,20 @@ class NormAct(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         added = torch.empty_like(x) if ctx.needs_input_grad[3] and bits is not None else None
         dw, db = torch.empty_like(weight), torch.empty_like(weight)
-        head = (_at(x), _at(bits), _at(grad), n, c, size, _at(weight), _at(mean), _at(var), eps, training)
-        _native().norm_backward(*head, _at(dx), _at(added), _at(dw), _at(db), torch.get_num_threads())
+        head = (
+            address(x),
+            address(bits),
+            address(grad),
+            n,
+            c,
+            size,
+            address(weight),
+            address(mean),
+            address(var),
+            eps,
+            training,
+        )
+        _native().norm_backward(*head, address(dx), address(added), address(dw), address(db), torch.get_num_threads())
         other = grad if bits is None and ctx.needs_input_grad[3] else added
         return dx, dw, db, other, None, None, None
 

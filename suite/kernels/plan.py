@@ -94,6 +94,11 @@ def suits(*tensors: Tensor) -> bool:
     )
 
 
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie, for a call of the C++ kernels; None for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
 def first_order() -> None:
     """Refuse a backward pass whose result is to be differentiated."""
     if torch.is_grad_enabled():
