@@ -12,6 +12,7 @@ namespace {
 
 constexpr int FORWARD = -1;      // else a phase of the input gradient, (row phase) * stride_w + (column phase)
 constexpr double ENTRIES = 6;    // of a row of a chunk at least, to be worth the loads and stores of partial sums
+constexpr double MANY = 11;      // so many, that a chunk may be small enough to stay in the L1 cache for all outputs
 constexpr long NEAR = 56 << 10;  // bytes of the staged tile that a block reads from a chunk: the L1 cache, just about
 
 struct Shape {
@@ -73,9 +74,11 @@ void choose_tile(Pass& p) {
 void choose_chunk(Pass& p, double entries) {
   Pass one = p;
   one.tile_rows = p.block_rows, one.tile_cols = p.block_cols;
-  const long near = NEAR / (Staging(one).pixels() * W * 4) / 16 * 16;
-  p.chunk = std::clamp(near, 16L, 64L);
-  if (p.chunk >= p.channels || entries / (p.outputs * p.channels) * p.chunk < ENTRIES) p.chunk = p.channels;
+  const long channel = Staging(one).pixels() * W * 4, small = NEAR / 2 / channel / 4 * 4;
+  const double each = entries / (p.outputs * p.channels);
+  p.chunk = std::clamp(NEAR / channel / 16 * 16, 16L, 64L);
+  if (small >= 4 && each * small >= MANY) p.chunk = std::min(p.chunk, small);
+  if (p.chunk >= p.channels || each * p.chunk < ENTRIES) p.chunk = p.channels;
   p.chunks = ratio_up(p.channels, p.chunk);
 }
 

@@ -9,6 +9,13 @@ namespace {
 
 constexpr long NEAR = 1024;  // floats of one image that are read in sequence, of several channels if they are small
 
+// Results beyond the caches' size are written past them: what they would drive out is sooner read again.
+constexpr long LARGE = 4 << 20;  // floats
+
+inline void put(float* p, Vector v, long lanes, bool past) {
+  past ? stream(p, v) : store_part(p, v, lanes);
+}
+
 struct Sums {
   Vector a, b;
 };
@@ -20,6 +27,9 @@ struct Shape {
   Shape(long images, long channels, long size)
       : images(images), channels(channels), size(size), words((size + W - 1) / W),
         group(std::clamp(NEAR / size, 1L, channels)), ahead(images > 1 ? channels * size : 0) {}
+  bool past(const void* to) const {
+    return images * channels * size >= LARGE && size % W == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+  }
   template <class F> void each(long image, long first, long last, F f) const {
     for (long c = first; c < last; c++) {
       const long plane = image * channels + c, from = plane * size, word = plane * words;
@@ -86,6 +96,7 @@ void norm_forward(const float* x, const float* other, long images, long channels
                   const float* bias, double eps, int train, float* mean, float* var, float* y, uint16_t* bits,
                   int threads) {
   const Shape s(images, channels, size);
+  const bool past = s.past(y);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long first = 0; first < channels; first += s.group) {
     const long last = std::min(channels, first + s.group);
@@ -99,7 +110,7 @@ void norm_forward(const float* x, const float* other, long images, long channels
         Vector v = (load_part(x + at, lanes) - all(mean[c])) * all(scale[c - first]) + all(bias[c]);
         if (other) v += load_part(other + at, lanes);
         if (bits) v = only(v, bits[word] = positive(v));
-        store_part(y + at, v, lanes);
+        put(y + at, v, lanes, past);
       });
   }
 }
@@ -110,6 +121,7 @@ void norm_backward(const float* x, const uint16_t* bits, const float* grad, long
                    float* other, float* weight_grad, float* bias_grad, int threads) {
   const Shape s(images, channels, size);
   const double count = static_cast<double>(images) * size;
+  const bool past = s.past(dx) && s.past(other);  // null: nothing is written
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long first = 0; first < channels; first += s.group) {
     const long last = std::min(channels, first + s.group), n = last - first;
@@ -121,7 +133,6 @@ void norm_backward(const float* x, const uint16_t* bits, const float* grad, long
         __builtin_prefetch(x + at + s.ahead), __builtin_prefetch(grad + at + s.ahead);
         Vector g = load_part(grad + at, lanes);
         if (bits) g = only(g, bits[word]);
-        if (other) store_part(other + at, g, lanes);
         part[c - first].a += g, part[c - first].b += g * all_of(load_part(x + at, lanes) - all(mean[c]), lanes);
       });
       for (long k = 0; k < n; k++) a[k] += sum(part[k].a), b[k] += sum(part[k].b);
@@ -134,17 +145,17 @@ void norm_backward(const float* x, const uint16_t* bits, const float* grad, long
       slope[k] = train ? static_cast<float>(-scale[k] * b[k] * inverse * inverse / count) : 0;
       start[k] = train ? static_cast<float>(-scale[k] * a[k] / count) : 0;
     }
-    if (!dx) continue;
-    const float* from = other ? other : grad;
-    const uint16_t* some = other ? nullptr : bits;
+    if (!dx && !other) continue;
     for (long i = 0; i < images; i++)
       s.each(i, first, last, [&](long at, long word, long c, long lanes) __attribute__((always_inline)) {
-        __builtin_prefetch(x + at + s.ahead), __builtin_prefetch(from + at + s.ahead);
-        Vector g = load_part(from + at, lanes);
-        if (some) g = only(g, some[word]);
+        __builtin_prefetch(x + at + s.ahead), __builtin_prefetch(grad + at + s.ahead);
+        Vector g = load_part(grad + at, lanes);
+        if (bits) g = only(g, bits[word]);
+        if (other) put(other + at, g, lanes, past);
+        if (!dx) return;
         const long k = c - first;
         const Vector d = load_part(x + at, lanes) - all(mean[c]);
-        store_part(dx + at, g * all(scale[k]) + d * all(slope[k]) + all(start[k]), lanes);
+        put(dx + at, g * all(scale[k]) + d * all(slope[k]) + all(start[k]), lanes, past);
       });
   }
 }
