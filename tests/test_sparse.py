@@ -84,7 +84,7 @@ def test_the_sparse_products_are_what_computes(monkeypatch) -> None:
         monkeypatch.setattr(nn.functional, name, refuse)
     assert {y.kernel.route(y) for y in model.layers} == {"sparse"}
     model(torch.randn(2, 3, 7, 6)).sum().backward()
-    draw(model, 1, 0.6, "same")
+    draw(model, 1, 0.7, "same")
     assert {y.kernel.route(y) for y in model.layers} == {"dense"}
 
 
@@ -202,6 +202,26 @@ def test_plans_are_those_of_the_present_masks() -> None:
         layer = model.layers[0]
         expected = nn.functional.linear(x, layer.weight * layer.forward_mask, model.net.bias)
         torch.testing.assert_close(model(x), expected)
+
+
+def test_a_pattern_outlives_a_change_of_the_gradient_that_is_computed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 9))
+    model, x = sparse_model(net, torch.zeros(1, 3, 4, 4)), torch.randn(4, 3, 4, 4)
+
+    def patterns() -> list[object]:
+        backward(model, x)
+        return [plan.forward for kept in model.layers[0].kernel.plans.values() for plan in kept.values()]
+
+    draw(model, 1, 0.2, "same")
+    first = patterns()
+    for layer in model.layers:
+        layer.grad_mask = None
+    assert len(first) == 2 and all(a is b for a, b in zip(first, patterns(), strict=True))
+    for layer in model.layers:
+        layer.grad_mask = layer.forward_mask
+    assert all(a is b for a, b in zip(first, patterns(), strict=True))
+    draw(model, 2, 0.2, "same")
+    assert not any(a is b for a, b in zip(first, patterns(), strict=True))
 
 
 @pytest.mark.parametrize("shape", [(9,), (0, 9), (4, 9), (2, 3, 9), (2, 0, 9), (1100, 9)])

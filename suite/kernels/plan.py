@@ -69,11 +69,14 @@ class Plan(Generic[P]):
         return dense.reshape(-1) if self.stored is None else dense[self.stored]
 
 
-def make(layer: Layer, pattern: Callable[[Tensor], P], dense_from: float) -> Plan[P]:
-    """The plan of the layer's present masks; from that share of computed entries on, the weight gradient is dense."""
+def make(layer: Layer, pattern: Callable[[Tensor], P], dense_from: float, known: P | None = None) -> Plan[P]:
+    """The plan of the layer's present masks; from that share of computed entries on, the weight gradient is dense.
+
+    known: the pattern of its forward_mask, where there is one already.
+    """
     read, wanted, stored = layer.forward_mask, layer.grad_mask, layer.stored
     assert read is not None, "a layer that reads all its weights needs no plan"
-    forward, places = pattern(read), _places(read, stored)
+    forward, places = known or pattern(read), _places(read, stored)
     grad, grad_places = None, None
     if wanted is not None and layer.nnz("grad") <= dense_from * layer.numel:
         alike = wanted is read or torch.equal(wanted, read)

@@ -17,6 +17,7 @@ from suite.kernels.conv import ConvPattern, SparseConv2d
 from suite.kernels.fuse import Fused
 from suite.kernels.linear import LinearPattern, SparseLinear, by_rows
 from suite.kernels.plan import Plan, make
+from suite.kernels.support import gather, scatter
 from suite.layer import Layer, Mask
 
 LIBRARIES = ("norm", "gelu", "attention")  # of the operations that Fused puts in
@@ -28,7 +29,7 @@ def break_even(shape: torch.Size) -> float:
     A little below where `benchmarks.kernels` finds them equal, forward and backward, batch 128 (docs/kernels.md).
     """
     if len(shape) > 2:
-        return 0.5
+        return 0.6
     return 0.45 if 2**14 <= shape.numel() <= 2**21 else 0.35  # small: calls cost more than products; large: no cache
 
 
@@ -41,6 +42,7 @@ class Sparse(Compact):
     def __init__(self) -> None:
         self.where: dict[str, Mask] = {}
         self.plans: dict[str, dict[Any, Plan[Any]]] = {}  # by layer, then by what tells its modules apart
+        self.read: dict[str, dict[Any, tuple[Mask, Any]]] = {}  # likewise: masks that passes read, their patterns
 
     def unsupported(self, module: nn.Module, attribute: str) -> str | None:
         return unsuited(module, attribute) or build.missing("conv" if isinstance(module, nn.Conv2d) else "linear")
@@ -53,6 +55,8 @@ class Sparse(Compact):
     def locate(self, layer: Layer, stored: Mask) -> None:
         self.where[layer.name] = stored
         self.plans.pop(layer.name, None)
+        if any(mask is not layer.forward_mask for mask, _ in self.read.get(layer.name, {}).values()):
+            del self.read[layer.name]
 
     def weight(self, layer: Layer) -> Tensor:
         where, values = self.where[layer.name], layer.parameter
@@ -63,12 +67,11 @@ class Sparse(Compact):
         where = self.where[layer.name]
         if where is None:
             return stored.view(layer.shape)
-        base = stored.new_zeros(layer.shape) if kept is None else kept.clone()
-        return base.masked_scatter_(where, stored)
+        return scatter(where, stored, kept)
 
     def store(self, layer: Layer, dense: Tensor) -> Tensor:
         where = self.where[layer.name]
-        return dense.reshape(-1) if where is None else dense[where]
+        return dense.reshape(-1) if where is None else gather(where, dense.view(layer.shape))
 
     def index_bytes(self, layer: Layer) -> int:
         where = self.where[layer.name]
@@ -126,7 +129,10 @@ class Sparse(Compact):
     def _plan(self, layer: Layer, pattern: Any, geometry: Any = None) -> Plan[Any]:
         plans = self.plans.setdefault(layer.name, {})
         if geometry not in plans:
-            plans[geometry] = make(layer, pattern, break_even(layer.shape))
+            mask, found = self.read.setdefault(layer.name, {}).get(geometry, (None, None))
+            known = found if mask is layer.forward_mask else None  # of a pass with another grad_mask
+            plans[geometry] = plan = make(layer, pattern, break_even(layer.shape), known)
+            self.read[layer.name][geometry] = plan.forward_mask, plan.forward
         layer.reader()  # counts this use; the plan knows where the dense gradient goes
         return plans[geometry]
 
