@@ -159,20 +159,30 @@ def _run(
     """The results of some passes, in the layout of x; where they have no entries and no bias, zeros."""
     lib, threads = _native(), torch.get_num_threads()
     active = [p for p in runs if p.entries or bias is not None]
-    # Plain results that would be written in pieces smaller than a cache line are blocked first.
-    y_blocked = blocked or not all(lib.conv_plain(ctypes.addressof(p)) for p in active)
-    staged = [-(-images // LANES), *shape, LANES] if y_blocked else [images, *shape]
-    y = (torch.empty if len(active) == len(runs) else torch.zeros)(staged)
+    new = torch.empty if len(active) == len(runs) else torch.zeros
     at_bias = None if bias is None else bias.data_ptr()
-    for one in active:
-        ordered = torch.empty(one.entries)
-        places = (values.data_ptr(), ordered.data_ptr(), at_bias, y.data_ptr())
-        lib.conv_run(ctypes.addressof(one), x.data_ptr(), images, blocked, *places, y_blocked, threads)
-    if blocked or not y_blocked:
-        return y
-    plain = torch.empty(images, *shape)
-    lib.conv_unblock(y.data_ptr(), images, plain[0].numel() if images else 0, plain.data_ptr(), threads)
-    return plain
+    ordered = [torch.empty(one.entries) for one in active]
+
+    def run(first: int, count: int, y: Tensor, y_blocked: bool) -> None:
+        source = x.data_ptr() + first * x[0].numel() * x.element_size() // (LANES if blocked else 1)
+        for one, room in zip(active, ordered, strict=True):
+            places = (values.data_ptr(), room.data_ptr(), at_bias, y.data_ptr())
+            lib.conv_run(ctypes.addressof(one), source, count, blocked, *places, y_blocked, threads)
+
+    if blocked:
+        y = new(-(-images // LANES), *shape, LANES)
+        run(0, images, y, True)
+    elif all(lib.conv_plain(ctypes.addressof(p)) for p in active):
+        y = new(images, *shape)
+        run(0, images, y, False)
+    else:  # in pieces smaller than a cache line: blocked first, some images at a time, that they stay in the cache
+        y, some = torch.empty(images, *shape), LANES * threads
+        staged = new(threads, *shape, LANES)
+        for first in range(0, images, some):
+            count = min(some, images - first)
+            run(first, count, staged, True)
+            lib.conv_unblock(staged.data_ptr(), count, y[0].numel(), y[first].data_ptr(), threads)
+    return y
 
 
 def conv_forward(x: Tensor, values: Tensor, pattern: ConvPattern, bias: Tensor | None = None) -> Tensor:
