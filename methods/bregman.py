@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from methods.allocate import ALLOCATIONS, INITS, allocate
+from methods.allocate import ALLOCATIONS, INITS, allocate, counts
 from methods.checks import choose, valid
 from methods.control import CONTROLS, multiplicative, quantile, rise
 from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
@@ -18,6 +18,7 @@ from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
 from suite.method import Gradients, Method
 
 MOMENTA: dict[str, Callable[..., Tensor]] = {"": plain, "ema": ema, "heavy_ball": heavy_ball}
+SCOPES = ("global", "layer")
 LEVELS = {"order": ("coarse_first", "fine_first"), "support": ("fixed", "shrinking"), "off_support": ("hold", "decay")}
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "start_density": (lambda x: 0 <= x <= 1, "a share of the weights in [0, 1]"),
@@ -36,7 +37,8 @@ class LinBreg(Method):
 
     J is `regularizer`: l1, row or kernel. `control` says where lambda comes from. "quantile": set at every fine step so
     that the density is exactly on a curve from `start_density` (0: half the target, at least 5 %; never above the
-    target) to the target, which it reaches at the share `ramp` of the run. "fixed": it is `lam`, and the sparsity is
+    target) to the target, which it reaches at the share `ramp` of the run; the same for all Layers (`scope` "global"),
+    or each Layer's own, for the density that `allocation` gives it ("layer"). "fixed": it is `lam`, and the sparsity is
     what it will be. "multiplicative": from `lam` on by the rule of arXiv 2605.07892. `repair` carries the duals along
     when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate
     (0: the recipe's `plain_scale`), which is lr / (1 - momentum) of the recipe for rules that do not accumulate
@@ -60,6 +62,7 @@ class LinBreg(Method):
     momentum: str = ""
     beta: float = 0.9
     scale: float = 0.0
+    scope: str = "global"
     allocation: str = "erk"
     init: str = "sparse"
     start_density: float = 0.0
@@ -88,7 +91,7 @@ class LinBreg(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         choices: dict[str, Any] = {"control": CONTROLS, "regularizer": REGULARIZERS, "momentum": MOMENTA}
-        for field, names in {**choices, "allocation": ALLOCATIONS, "init": INITS}.items():
+        for field, names in {**choices, "scope": SCOPES, "allocation": ALLOCATIONS, "init": INITS}.items():
             choose(f"{self.name}: {field}", getattr(self, field), names)
         for field, (good, wanted) in BOUNDS.items():
             if not good(value := getattr(self, field)):
@@ -150,8 +153,7 @@ class LinBreg(Method):
         """Set lambda anew, between the step on the duals and the reading of the weights."""
         lams = self.memory["lam"].tolist()
         if self.control == "quantile":
-            total = sum(layer.numel for layer in self.layers)
-            lams = quantile(self.mirror, self.layers, round(self.density(t + 1) * total))
+            lams = self.quantiles(self.density(t + 1))
         elif t + 1 - self.memory.get("adjusted", 0) >= self.recipe.period:
             self.memory["adjusted"] = t + 1
             lams = [multiplicative(lams[0], self.model.density, 1 - self.sparsity, self.memory)] * len(lams)
@@ -161,6 +163,13 @@ class LinBreg(Method):
             self.mirror.repair(new)
         self.mirror.lam = new
         self.memory["lam"] = torch.tensor(lams, dtype=torch.float64)
+
+    def quantiles(self, density: float) -> list[float]:
+        """Lambdas, one a Layer, at which the duals leave that density."""
+        if self.scope == "global":
+            return quantile(self.mirror, self.layers, round(density * sum(layer.numel for layer in self.layers)))
+        number = counts(self.layers, allocate(self.allocation, self.layers, density))
+        return [lam for layer in self.layers for lam in quantile(self.mirror, [layer], number[layer.name])]
 
 
 @dataclass

@@ -106,6 +106,7 @@ class MaskedSGD(MLLinBreg):
     lam: ClassVar[float] = 0.0  # type: ignore[misc]
     regularizer: ClassVar[str] = "l1"  # type: ignore[misc]
     delta: ClassVar[float] = 1.0  # type: ignore[misc]
+    scope: ClassVar[str] = "global"  # type: ignore[misc]
     repair: ClassVar[bool] = False  # type: ignore[misc]
     support: ClassVar[str] = "fixed"  # type: ignore[misc]
 

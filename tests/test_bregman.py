@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from methods.allocate import allocate, counts
 from methods.bregman import AdaBreg, LinBreg, MLLinBreg
 from nets import STEPS, active, begin, network, train
 from suite import registry
@@ -94,6 +95,21 @@ def test_on_target_at_every_fine_step(name: str, sparsity: float) -> None:
             assert active(model) == round(method.density(t + 1) * total) == sum(y.nnz() for y in model.layers)
             assert min(layer.nnz() for layer in model.layers) >= 1
     assert method.fine(STEPS - 1) and active(model) == round((1 - sparsity) * total)
+
+
+@pytest.mark.parametrize("name", ("linbreg", "adabreg", "ml_linbreg"))
+@pytest.mark.parametrize("allocation", ("uniform", "erk"))
+def test_a_threshold_of_its_own_keeps_every_layer_at_its_density(name: str, allocation: str) -> None:
+    method = make(name, sparsity=0.8, scope="layer", allocation=allocation)
+    model = begin(method)
+    for t in range(STEPS):
+        train(method, model, t, t + 1)
+        if method.fine(t):
+            wanted = counts(model.layers, allocate(allocation, model.layers, method.density(t + 1)))
+            assert {layer.name: layer.nnz() for layer in model.layers} == wanted
+            assert active(model) == sum(wanted.values())
+    assert len(set(method.memory["lam"].tolist())) == len(model.layers) > 1
+    assert active(model) == round(0.2 * sum(layer.numel for layer in model.layers))
 
 
 def test_the_ramp_ends_where_it_says_and_never_leaves_the_target() -> None:
@@ -276,6 +292,7 @@ def test_start_is_the_shared_sparse_start(init: str) -> None:
     ("kind", "options", "message"),
     (
         (LinBreg, {"control": "quantiles"}, "linbreg: control is 'quantiles'; choose one of .*did you mean 'quantile'"),
+        (LinBreg, {"scope": "layers"}, "linbreg: scope is 'layers'; choose one of global, layer"),
         (LinBreg, {"regularizer": "rows"}, "linbreg: regularizer is 'rows'; choose one of l1, row, kernel"),
         (AdaBreg, {"momentum": "ema"}, "adabreg: momentum is 'ema'; leave it empty"),
         (MLLinBreg, {"order": "fine"}, "ml_linbreg: order is 'fine'; choose one of coarse_first, fine_first"),

@@ -405,7 +405,7 @@ def test_resuming_is_bit_exact(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "gone"),
-    ((ProxSGD, {"repair"}), (MaskedSGD, {"control", "lam", "regularizer", "delta", "repair", "support"})),
+    ((ProxSGD, {"repair"}), (MaskedSGD, {"control", "lam", "regularizer", "delta", "repair", "scope", "support"})),
 )
 def test_what_makes_no_sense_is_no_hyper_parameter(kind: type[LinBreg], gone: set[str]) -> None:
     parent = kind.__mro__[1]
