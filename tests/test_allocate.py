@@ -18,6 +18,7 @@ from methods.allocate import (
     counts,
     erk,
     global_top,
+    kth_largest,
     random_mask,
     start,
     top,
@@ -219,6 +220,26 @@ def test_top_is_exact_among_equals_and_refuses_too_many() -> None:
     assert top(torch.zeros(3, 4), 5).flatten().tolist() == [True] * 5 + [False] * 7
     with pytest.raises(ValueError, match="top k is 13; give a count between 0 and 12"):
         top(torch.zeros(3, 4), 13)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 2000),
+    st.floats(0.0, 1.0),
+    st.sampled_from(["continuous", "few", "runs", "mostly none"]),
+    st.integers(0, 99),
+)
+def test_the_kth_largest_of_many_is_that_of_a_sort(scale: int, share: float, kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    flat = torch.randn(100 * scale)
+    if kind == "few":
+        flat = flat.round()
+    elif kind == "runs":  # in step with the sample
+        flat = flat.sort().values
+    elif kind == "mostly none":
+        flat[torch.rand(flat.numel()) < 0.9] = -math.inf
+    k = max(1, round(share * flat.numel()))
+    assert kth_largest(flat, k) == flat.sort(descending=True).values[k - 1]
 
 
 @quick
