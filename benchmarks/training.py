@@ -1,11 +1,12 @@
 """A whole short training, sparse against dense SGD: python -m benchmarks.training --data-root DIR
 
 Every candidate is a run of the suite on the same task, seed and steps, and all take turns step by step: `dense`;
-`static` and `rigl` at each sparsity and `ml_linbreg` with its density rising from 1 to 7 %, each under the kernels
-`masked`, `csr` (where there is one) and `sparse`. Dense and `sparse` train to the end. The others, and dense in the
-layout NHWC, run the first steps alone, and their seconds are extrapolated from those after the first. `masked NHWC` is
-there to tell what another order of summation alone does to the losses. A step that other processes disturbed
-(benchmarks.timing says when) counts the median of the clean steps of its kind, with or without dense weight gradient.
+`static` and `rigl` at each sparsity and `ml_linbreg` with its density rising from 1 to 7 %, once of all Layers together
+and once of each, all under the kernels `masked`, `csr` (where there is one) and `sparse`. Dense and `sparse` train to
+the end. The others, and dense in the layout NHWC, run the first steps alone, and their seconds are extrapolated from
+those after the first. `masked NHWC` is there to tell what another order of summation alone does to the losses. A step
+that other processes disturbed (benchmarks.timing says when) counts the median of the clean steps of its kind, with or
+without dense weight gradient.
 
 Prints seconds to the same number of steps and their ratio to dense, how far the losses of `sparse` part from those of
 `masked` over the first steps, the accuracy on the valid split at the end and the seconds to the same accuracy as dense.
@@ -35,6 +36,7 @@ from suite.train import Diverged, Training
 METHODS = ("static", "rigl", "ml_linbreg")
 # Reached when `ramp`, 30 % of the run, is over; the same density in every Layer to begin with, as in its paper.
 RISING = {"sparsity": 0.93, "start_density": 0.01, "allocation": "uniform"}
+ML_LINBREG = (RISING, {**RISING, "scope": "layer"})
 FIRST = 20  # steps
 LOOKS = 4  # at the valid split, evenly spread, the last after the last step
 
@@ -65,7 +67,7 @@ class Candidate:
 
     method: str
     kernel: str
-    sparsity: float | None
+    setting: dict[str, Any]  # hyper-parameters
     run: Watched
     until: int
     samples: list[tuple[float, bool]] = field(default_factory=list)
@@ -116,14 +118,14 @@ class Candidate:
 def candidates(task: Task, options: argparse.Namespace) -> Iterator[Candidate]:
     """Dense first, then `masked` before the other kernels of each method."""
     first = options.steps if options.full else min(FIRST, options.steps)
-    yield Candidate("dense", "dense NCHW", None, Watched(task, registry.method("dense")), options.steps)
-    yield Candidate("dense", "dense NHWC", None, Watched(task, registry.method("dense"), last=True), first)
+    yield Candidate("dense", "dense NCHW", {}, Watched(task, registry.method("dense")), options.steps)
+    yield Candidate("dense", "dense NHWC", {}, Watched(task, registry.method("dense"), last=True), first)
     for name in options.chosen:
-        for setting in [RISING] if name == "ml_linbreg" else [{"sparsity": s} for s in options.sparsity]:
+        for setting in ML_LINBREG if name == "ml_linbreg" else [{"sparsity": s} for s in options.sparsity]:
             for kernel in ("masked", "masked NHWC", *(k for k in ("csr", "sparse") if k in KERNELS)):
                 method, (stored, _, layout) = registry.method(name, **setting), kernel.partition(" ")
                 run = Watched(task, method, kernel=stored, last=bool(layout))
-                yield Candidate(name, kernel, setting["sparsity"], run, options.steps if kernel == "sparse" else first)
+                yield Candidate(name, kernel, setting, run, options.steps if kernel == "sparse" else first)
 
 
 def train(listed: Sequence[Candidate], steps: int) -> None:
@@ -165,9 +167,10 @@ def rows(listed: Sequence[Candidate], task: Task) -> Iterator[dict[str, Any]]:
     """A row a candidate."""
     dense = listed[0]
     best = min(one.total for one in listed if one.method == "dense")
-    masked: dict[tuple[str, float | None], Candidate] = {}
+    masked: dict[tuple[str, str], Candidate] = {}
     for one in listed:
-        row: dict[str, Any] = {"model": task.name, "method": one.method, "kernel": one.kernel, "sparsity": one.sparsity}
+        row: dict[str, Any] = {"model": task.name, "method": one.method, "kernel": one.kernel}
+        row |= {"sparsity": one.setting.get("sparsity"), "setting": one.setting}
         row |= {"seconds": one.total, "speedup": best / one.total, "ratio": one.total / dense.total}
         row |= {"ratio_best": one.total / best, "extrapolated": one.extrapolated, "steps": len(one.samples)}
         row |= {"clean_steps": sum(alone for _, alone in one.samples), "failed": one.failed}
@@ -180,8 +183,8 @@ def rows(listed: Sequence[Candidate], task: Task) -> Iterator[dict[str, Any]]:
             row["seconds_to_accuracy"] = reached(one.looks, wanted, task.chance)
             row["dense_seconds_to_accuracy"] = reached(dense.looks, wanted, task.chance)
         if one.kernel == "masked":
-            masked[one.method, one.sparsity] = one
-        elif reference := masked.get((one.method, one.sparsity)):
+            masked[one.method, str(one.setting)] = one
+        elif reference := masked.get((one.method, str(one.setting))):
             row |= apart(one.run.losses, reference.run.losses)
         yield row
 
@@ -190,6 +193,7 @@ def remark(row: dict[str, Any]) -> str:
     """What the table says of a row beside its time."""
     parts = [f"{row['ratio']:6.1%} of dense NCHW, {row['ratio_best']:6.1%} of the best layout"]
     parts += [f"extrapolated from {row['steps']} steps"] if row["extrapolated"] else []
+    parts += [f"scope {row['setting']['scope']}"] if "scope" in row["setting"] else []
     if row["density"] and row["sparsity"] is not None:
         parts.append(f"density {row['density'][0]:.2%} to {row['density'][-1]:.2%}")
     if "loss_difference" in row:

@@ -23,10 +23,11 @@ def run(capsys, *arguments: str) -> dict:
 def test_rows(capsys, monkeypatch) -> None:
     monkeypatch.setattr(training, "FIRST", 10)
     found = run(capsys, "--steps", "30")
-    rows = {(row["method"], row["kernel"]): row for row in found["rows"]}
+    rows = {(row["method"] + row["setting"].get("scope", ""), row["kernel"]): row for row in found["rows"]}
     kernels = ["masked", "masked NHWC", *(kernel for kernel in ("csr", "sparse") if kernel in training.KERNELS)]
     dense = [("dense", "dense NCHW"), ("dense", "dense NHWC")]
-    assert list(rows) == [*dense, *((m, k) for m in ("static", "rigl", "ml_linbreg") for k in kernels)]
+    methods = ("static", "rigl", "ml_linbreg", "ml_linbreglayer")
+    assert list(rows) == [*dense, *((m, k) for m in methods for k in kernels)]
     assert found["steps"] == 30 and found["machine"]["cpu"]
     for (method, kernel), row in rows.items():
         whole = kernel in ("dense NCHW", "sparse")
@@ -36,11 +37,12 @@ def test_rows(capsys, monkeypatch) -> None:
         assert row["speedup"] == pytest.approx(1 / row["ratio_best"])
         assert ("accuracy" in row) == whole and len(row["looks"]) == (4 if whole else 0)
         assert row["routes"] == {"sparse" if kernel in ("csr", "sparse") else "masked": 3}
-        assert row["sparsity"] == {"dense": None, "ml_linbreg": 0.93}.get(method, 0.95)
-    assert rows["ml_linbreg", "sparse"]["density"][0] == pytest.approx(0.01, abs=1e-3)
-    assert rows["ml_linbreg", "sparse"]["density"][-1] == pytest.approx(0.07, abs=1e-3)
+        assert row["sparsity"] == (None if method == "dense" else 0.93 if method.startswith("ml") else 0.95)
+    for method in methods[2:]:
+        assert rows[method, "sparse"]["density"][0] == pytest.approx(0.01, abs=1e-3)
+        assert rows[method, "sparse"]["density"][-1] == pytest.approx(0.07, abs=1e-3)
     assert rows["static", "sparse"]["dense_gradient_steps"] == 0 < rows["rigl", "sparse"]["dense_gradient_steps"]
-    for method in ("static", "rigl", "ml_linbreg"):
+    for method in methods:
         assert 0 <= rows[method, "sparse"]["loss_difference"] < 1e-3
         assert 0 <= rows[method, "masked NHWC"]["loss_difference"] < 1e-3
         first = [rows[method, k]["loss"][0] for k in kernels]
@@ -87,7 +89,7 @@ def test_missing_data_and_unknown_tasks_are_told(capsys, tmp_path) -> None:
 
 def candidate(samples: list[tuple[float, bool]], kinds: list[bool], steps: int) -> Candidate:
     run = SimpleNamespace(recipe=SimpleNamespace(steps=steps))
-    return Candidate("rigl", "sparse", 0.95, run, steps, samples, kinds)
+    return Candidate("rigl", "sparse", {"sparsity": 0.95}, run, steps, samples, kinds)
 
 
 def test_a_disturbed_step_counts_the_median_of_its_kind() -> None:
