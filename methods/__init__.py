@@ -21,6 +21,9 @@ ACDC = "Peste et al., NeurIPS 2021, arXiv 2106.12379"
 SNFS = "Dettmers & Zettlemoyer 2019, arXiv 1907.04840"
 MEST = "Yuan et al., NeurIPS 2021, arXiv 2110.14032"
 SRIGL = "Lasby et al., ICLR 2024, arXiv 2305.02299"
+DSR = "Mostafa & Wang, ICML 2019, arXiv 1902.05967"
+DEEP_R = "Bellec et al., ICLR 2018, arXiv 1711.05136"
+GSE = "Heddes et al. 2024, arXiv 2401.06898"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -54,6 +57,9 @@ METHODS = (
     Entry("mest", "methods.mest:MEST", "dynamic", MEST),
     Entry("mest:em_s", "methods.mest:MEST", "dynamic", MEST, presets={"soft": 0.5, "mutation": 0.0}),
     Entry("topkast", "methods.topkast:TopKAST", "dynamic", TOPKAST),
+    Entry("dsr", "methods.dsr:DSR", "dynamic", DSR),
+    Entry("deep_rewiring", "methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R),
+    Entry("gse", "methods.gse:GSE", "dynamic", GSE),
     Entry("acdc", "methods.acdc:ACDC", "dynamic", ACDC),
     Entry("prox_sgd", "methods.controls:ProxSGD", "control", BREGMAN),
     Entry("masked_sgd", "methods.controls:MaskedSGD", "control", MULTILEVEL),

@@ -1,0 +1,87 @@
+"""DEEP R against NumPy, step by step: the walk, the signs, and what grows in place of what would change its sign."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from methods.deep_rewiring import DeepRewiring
+from nets import begin, train
+from pruning import same_after_resume, spent
+from updates import largest, same, same_stream, steps, uniform, zeroed
+
+
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("alpha", "temperature"), [(1e-4, 1e-11), (0.5, 0.0), (0.1, 1e-3)])
+def test_every_step_of_a_run_equals_the_simulation(
+    kernel: str, optimizer: str, alpha: float, temperature: float
+) -> None:
+    method = DeepRewiring(sparsity=0.8, alpha=alpha, temperature=temperature)
+    model = begin(method, kernel, optimizer=optimizer)
+    rng, moved = same_stream(method.rng), 0
+    for t, before, after in steps(method, model):
+        lr = method.lr(t)
+        for layer, old, y in zip(model.layers, before, after, strict=True):
+            noise = np.zeros(y.mask.shape)
+            noise[y.mask] = torch.randn(int(y.mask.sum()), generator=rng, dtype=torch.float64).numpy()
+            sign = np.where(np.signbit(old.weight), -1.0, 1.0)
+            weight = np.where(y.mask, y.weight - lr * alpha * sign + np.sqrt(2 * lr * temperature) * noise, 0.0)
+            kept = y.mask & (np.copysign(1.0, weight) == sign)
+            gone, new, grown = int(y.mask.sum() - kept.sum()), kept, np.zeros(0)
+            if gone:
+                grown = np.copysign(1.0, uniform(rng, layer.shape) - 0.5)
+                new = kept | largest(np.where(kept, -1.0, uniform(rng, layer.shape)), gone)
+                started = new & ~kept
+                assert np.array_equal(np.copysign(1.0, layer.weight.numpy())[started], grown[started])
+            same(layer, new, np.where(kept, weight, 0.0), zeroed(y.state, kept) if gone else None)
+            assert layer.nnz() == int(y.mask.sum())
+            moved += gone
+    assert moved > 0
+
+
+def test_a_weight_that_grew_keeps_the_sign_of_its_zero() -> None:
+    """Down the gradient from zero: with the sign of the step it stays, with the other it goes at once."""
+    model = begin(method := DeepRewiring(sparsity=0.5, alpha=0.0, temperature=0.0))
+    layer = model.layers[1]
+    for sign in (1.0, -1.0):
+        layer.assign(torch.full(layer.shape, sign * 0.0, dtype=torch.float64))
+        before, moved = layer.forward_mask.clone(), torch.full(layer.shape, -0.1, dtype=torch.float64)
+        negative = layer.weight.signbit()
+        layer.assign(moved)
+        method.walk(layer, negative, 0.1)
+        stayed = (layer.forward_mask & before & (layer.weight != 0)).sum()
+        assert stayed == (0 if sign > 0 else before.sum())
+
+
+def test_without_walk_and_noise_only_changes_of_sign_move_weights() -> None:
+    method = DeepRewiring(sparsity=0.8, alpha=0.0, temperature=0.0)
+    model = begin(method)
+    for _, before, after in steps(method, model, 12):
+        for layer, old, new in zip(model.layers, before, after, strict=True):
+            flipped = old.mask & (np.signbit(old.weight) != np.signbit(new.weight))
+            assert not (layer.weight.numpy()[flipped] != 0).any()
+            assert layer.forward_mask.numpy()[old.mask & ~flipped].all()
+
+
+def test_flops_are_three_sparse_passes(images) -> None:
+    total, forward = spent(images, DeepRewiring(sparsity=0.8))
+    assert total == pytest.approx(sum(3 * f for f in forward), rel=5e-3) and len(set(forward)) == 1
+
+
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+def test_resuming_is_bit_exact(images, kernel: str) -> None:
+    same_after_resume(images, lambda: DeepRewiring(sparsity=0.8, alpha=0.05), 5, kernel)
+
+
+@pytest.mark.parametrize("field", ["alpha", "temperature"])
+def test_bad_values_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"deep_rewiring: {field} is -1"):
+        DeepRewiring(**{field: -1.0})
+
+
+def test_a_run_learns() -> None:
+    method = DeepRewiring(sparsity=0.5)
+    losses = train(method, begin(method))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
