@@ -35,13 +35,14 @@ KEPT = {"dual": "of every weight, zero or not", "momentum": "of every weight, ze
 class LinBreg(Method):
     """Gradient descent on a dual variable v, from which the weights are read: prox of delta lambda J at delta v.
 
-    J is `regularizer`: l1, row or kernel. `control` says where lambda comes from. "quantile": set at every fine step so
-    that the density is exactly on a curve from `start_density` (0: half the target, at least 5 %; never above the
-    target) to the target, which it reaches at the share `ramp` of the run; the same for all Layers (`scope` "global"),
-    or each Layer's own, for the density that `allocation` gives it ("layer"). "fixed": it is `lam`, and the sparsity is
-    what it will be. "multiplicative": from `lam` on by the rule of arXiv 2605.07892. `repair` carries the duals along
-    when lambda moves (an ablation). `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate
-    (0: the recipe's `plain_scale`), which is lr / (1 - momentum) of the recipe for rules that do not accumulate
+    J is `regularizer`: l1, row, kernel, or blocks of outputs, block2, 4 and 8. `control` says where lambda comes from.
+    "quantile": set at every fine step so that the density is exactly on a curve from `start_density` (0: half the
+    target, at least 5 %; never above the target) to the target, which it reaches at the share `ramp` of the run; the
+    same for all Layers (`scope` "global"), or each Layer's own, for the density that `allocation` gives it ("layer").
+    "fixed": it is `lam`, and the sparsity is what it will be. "multiplicative": from `lam` on by the rule of arXiv
+    2605.07892. `repair` carries the duals along when lambda moves (an ablation). `momentum` is "", "ema" or
+    "heavy_ball". `scale` is a factor on the learning rate (0: the recipe's `plain_scale`), which is lr / (1 - momentum)
+    of the recipe for rules that do not accumulate
     themselves; the heavy ball takes lr as it is.
 
     Passes: the weights that are not zero, groups as wholes, are read; every weight gradient is computed, at every step,

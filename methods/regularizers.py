@@ -14,12 +14,19 @@ from methods.allocate import begin_sparse, counts, random_mask, start
 from suite import groups
 from suite.layer import Layer
 
-REGULARIZERS = {"l1": "entries", "row": "rows", "kernel": "kernels"}
+REGULARIZERS = {
+    "l1": "entries",
+    "row": "rows",
+    "kernel": "kernels",
+    "block2": "blocks2",
+    "block4": "blocks4",
+    "block8": "blocks8",
+}
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """J(w) = sum over groups G of sqrt(|G|) ||w_G||: l1 for groups of one entry, l1,2 for `row` and `kernel`.
+    """J(w) = sum over groups G of sqrt(|G|) ||w_G||: l1 for groups of one entry, l1,2 for all others.
 
     Everything is said in terms of a group's score ||w_G|| / sqrt(|G|): the prox makes a group zero exactly where its
     score is at most lambda. Tensors come and go as stored, those of `score` and `prox` also dense.
@@ -61,10 +68,9 @@ class Regularizer:
 
     def support(self, layer: Layer, weight: Tensor) -> Tensor:
         """Bool, shape of the weight, which comes dense: the groups that are not zero, as wholes."""
-        number = self.size(layer)
-        if number == 1:
+        if self.size(layer) == 1:
             return weight != 0
-        return groups.spread_dense(layer, (weight.reshape(-1, number) != 0).any(1), self.groups)
+        return groups.spread_dense(layer, groups.arranged(layer, weight != 0, self.groups).any(1), self.groups)
 
 
 class _Groups(NamedTuple):
