@@ -182,9 +182,14 @@ def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_hash(entry: Entry) -> str:
-    """12 hex digits over the class's module, those of its bases and those they use of the same packages."""
+    """12 hex digits over the class's module, those of its bases and those they use of the same packages.
+
+    With a preset `on`, the method that a composer wraps, over the modules of that method as well.
+    """
     found = entry.load()
     kinds = (found if isinstance(found, type) else type(found)).__mro__
+    if wrapped := entry.presets.get("on"):
+        kinds += find("method", wrapped).load().__mro__
     homes = {k.__module__.split(".")[0] for k in kinds} - {"suite", "builtins", "typing"}
     modules, left = set(), [k.__module__ for k in kinds]
     while left:
