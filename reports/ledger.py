@@ -97,13 +97,18 @@ def versions(records: Sequence[Mapping[str, Any]]) -> Table:
     return Table("versions", "Versions", ["package", "version", "runs"], rows)
 
 
-def methods(runs: pd.DataFrame, names: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Family and citation of the methods on the boards."""
-    found = sorted(set(zip(runs["id.method"], runs["method"], strict=True)))
-    facts = [(label, names.get(name, {})) for name, label in found]
-    rows = [[Cell(label, style="strong"), Cell(str(f.get("family") or "–")), Cell(str(f.get("citation") or "–"))]
-            for label, f in facts]  # fmt: skip
-    return Table("methods", "Methods", ["method", "family", "citation"], rows)
+def methods(runs: pd.DataFrame, names: Mapping[str, Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> Table:
+    """The methods on the boards by family, with their citations and whether they run on the task's tuning."""
+    own = {row.method for row in each(runs) if (records[row.run].get("params") or {}).get("own_tuning")}
+    facts = [(label, names.get(name, {})) for name, label in set(zip(runs["id.method"], runs["method"], strict=True))]
+    found = sorted((str(f.get("family") or "–"), label, str(f.get("citation") or "–")) for label, f in facts)
+    rows, before = [], ""
+    for family, label, citation in found:
+        tuning = "own" if label in own else "the task's"
+        head = Cell("" if family == before else family, style="strong")
+        rows.append([head, Cell(label, style="strong"), Cell(tuning), Cell(citation)])
+        before = family
+    return Table("methods", "Methods", ["family", "method", "tuning", "citation"], rows)
 
 
 def stale(runs: pd.DataFrame) -> Table:

@@ -169,7 +169,7 @@ def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, 
     return [
         ledger.failures(runs, records),
         ledger.fallbacks(runs, records),
-        ledger.methods(runs, names),
+        ledger.methods(runs, names, records),
         ledger.machines(records),
         ledger.versions(records),
         ledger.stale(runs),

@@ -164,8 +164,11 @@ def test_machines_versions_methods_stale_and_files():
     assert machines.rows[0][-1].text == "3" and "8 GiB" in machines.markdown()
     assert "| torch | 2.15.0 | 4 |" in ledger.versions(records).markdown()
     names = {"rigl": {"family": "dynamic", "citation": "Evci et al. 2020"}}
-    assert "| rigl | dynamic | Evci et al. 2020 |" in ledger.methods(frame(records), names).markdown()
-    assert "| set | – | – |" in ledger.methods(frame(records), names).markdown()
+    records[2]["params"] = {**(records[2].get("params") or {}), "own_tuning": True}
+    found = ledger.methods(frame(records), names, records)
+    assert "| dynamic | rigl | the task's | Evci et al. 2020 |" in found.markdown()
+    assert [row[1].text for row in found.rows] == ["rigl", "set", "x", "y"] and found.rows[1][2].text == "own"
+    assert [row[0].text for row in found.rows] == ["dynamic", "–", "", ""], "a family is named once"
     runs = frame(records, {records[0]["id"]["key"]})
     assert len(ledger.stale(runs).rows) == 1 and "--retry stale" in ledger.stale(runs).markdown()
     assert "| a.json | why |" in ledger.files("f", "F", [(Path("x/a.json"), "why")], "note").markdown()
