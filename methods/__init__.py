@@ -24,6 +24,17 @@ SRIGL = "Lasby et al., ICLR 2024, arXiv 2305.02299"
 DSR = "Mostafa & Wang, ICML 2019, arXiv 1902.05967"
 DEEP_R = "Bellec et al., ICLR 2018, arXiv 1711.05136"
 GSE = "Heddes et al. 2024, arXiv 2401.06898"
+WANDA = "Sun et al., ICLR 2024, arXiv 2306.11695"
+WOODFISHER = "Singh & Alistarh, NeurIPS 2020, arXiv 2004.14340"
+CHT = "Zhang et al., ICLR 2024; Zhang et al., arXiv 2501.19107"
+RMDA = "Huang & Lee, ICLR 2022, arXiv 2112.02612"
+DESSILBI = "Fu et al., ICML 2020, arXiv 2007.02010"
+SPRED = "Ziyin & Wang, ICML 2023, arXiv 2210.01212"
+SIGN_IN = "Gadhikar et al., NeurIPS 2025, arXiv 2504.12801"
+HAM = "Jacobs et al., ICLR 2026, arXiv 2506.02630"
+SAM = "Foret et al., ICLR 2021, arXiv 2010.01412; Ji et al., NeurIPS 2024"
+BLOCKS = "Evci et al., ICML 2020, arXiv 1911.11134; Hoefler et al., JMLR 2021, arXiv 2102.00554"
+SVITE = "Chen et al., NeurIPS 2021, arXiv 2106.04533"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -44,6 +55,8 @@ METHODS = (
     Entry("oneshot:180_20", "methods.finetune:OneShot", "dense-to-sparse", ONESHOT, presets={"at": 0.9}),
     Entry("imp", "methods.finetune:IMP", "dense-to-sparse", IMP),
     Entry("imp:lr", "methods.finetune:IMP", "dense-to-sparse", IMP, presets={"rewind": "lr"}),
+    Entry("wanda", "methods.saliency:Wanda", "dense-to-sparse", WANDA),
+    Entry("woodfisher", "methods.saliency:WoodFisher", "dense-to-sparse", WOODFISHER),
     Entry("ste", "methods.straight_through:STE", "dense-to-sparse", STE),
     Entry("str", "methods.str:STR", "dense-to-sparse", STR),
     Entry("granet", "methods.granet:GraNet", "dense-to-sparse", GRANET),
@@ -52,6 +65,7 @@ METHODS = (
     Entry("set:itop", "methods.dynamic:SET", "dynamic", SET, presets=ITOP),
     Entry("rigl", "methods.dynamic:RigL", "dynamic", RIGL),
     Entry("rigl:itop", "methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
+    Entry("rigl:svite", "methods.dynamic:RigL", "dynamic", SVITE, presets=ITOP),
     Entry("rigl:ml_linbreg", "methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
     Entry("snfs", "methods.snfs:SNFS", "dynamic", SNFS),
     Entry("mest", "methods.mest:MEST", "dynamic", MEST),
@@ -60,6 +74,9 @@ METHODS = (
     Entry("dsr", "methods.dsr:DSR", "dynamic", DSR),
     Entry("deep_rewiring", "methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R),
     Entry("gse", "methods.gse:GSE", "dynamic", GSE),
+    Entry("cht", "methods.cht:CHT", "dynamic", CHT),
+    Entry("chts", "methods.cht:CHT", "dynamic", CHT, presets={"soft": True, "score": "ch2"}),
+    Entry("chtss", "methods.cht:CHT", "dynamic", CHT, presets={"soft": True, "score": "ch2", "start_density": 0.5}),
     Entry("acdc", "methods.acdc:ACDC", "dynamic", ACDC),
     Entry("prox_sgd", "methods.controls:ProxSGD", "control", BREGMAN),
     Entry("masked_sgd", "methods.controls:MaskedSGD", "control", MULTILEVEL),
@@ -68,18 +85,43 @@ METHODS = (
     Entry("linbreg:heavy_ball", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "heavy_ball"}),
     Entry("linbreg:row", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "row"}),
     Entry("linbreg:kernel", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "kernel"}),
+    Entry("nuclear_linbreg", "methods.low_rank:NuclearLinBreg", "bregman", BREGMAN, sparse=False),
     Entry("adabreg", "methods.bregman:AdaBreg", "bregman", BREGMAN),
     Entry("ml_linbreg", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL),
     Entry(
         "ml_linbreg:heavy_ball", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets={"momentum": "heavy_ball"}
     ),
+    Entry("rmda", "methods.dual_averaging:RMDA", "bregman", RMDA),
+    Entry("dessilbi", "methods.split:DessiLBI", "bregman", DESSILBI),
+    Entry("spred", "methods.factors:Spred", "bregman", SPRED, presets={"on": "oneshot"}),
+    Entry("spred:gradual", "methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
     Entry("srigl", "methods.structured:SRigL", "structured", SRIGL),
     Entry("nm", "methods.structured:NM", "structured", SR_STE),
+    Entry("block_rigl", "methods.blocks:BlockRigL", "structured", BLOCKS),
+    Entry("block_rigl:2", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 2}),
+    Entry("block_rigl:4", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 4}),
+    Entry("linbreg:block8", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "block8"}),
+    Entry(
+        "ml_linbreg:block8", "methods.bregman:MLLinBreg", "structured", MULTILEVEL, presets={"regularizer": "block8"}
+    ),
+    Entry("sign_in", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "static"}),
+    Entry("sign_in:rigl", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "rigl"}),
+    Entry("sign_in:acdc", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "acdc"}),
+    Entry("ham", "methods.ham:HAM", "wrapper", HAM, presets={"on": "rigl"}),
+    Entry("ham:static", "methods.ham:HAM", "wrapper", HAM, presets={"on": "static"}),
+    Entry("ham:acdc", "methods.ham:HAM", "wrapper", HAM, presets={"on": "acdc"}),
+    Entry("sam", "methods.sam:SAM", "wrapper", SAM, presets={"on": "rigl"}),
+    Entry("sam:static", "methods.sam:SAM", "wrapper", SAM, presets={"on": "static"}),
+    Entry("sam:s2", "methods.sam:SAM", "wrapper", SAM, presets={"on": "rigl", "single": True}),
 )
 
 LEFT_OUT = """## Left out
 
 BiDST (ICML 2024) and NeurRev (ICLR 2024) have no usable reference code, and their papers leave too much open to
 implement them faithfully. EAST (arXiv 2411.13545) changes the network itself (DyReLU, shared weights) beside the masks,
-and the schedule of its density is not specified closely enough.
+and the schedule of its density is not specified closely enough. PILoT (arXiv 2408.09966) is `spred` with balanced
+factors and a weight decay that rises while the L1 norm is above a bound and is then turned off: bound, factor and
+schedule are not public closely enough. Not built yet: Chase (arXiv 2305.19454), whose channels need to know which
+Layers follow each other, DepGraph (arXiv 2301.12900), the structured form of SViTE, and group LinBreg over attention
+heads.
 """
