@@ -3,9 +3,9 @@
 Forward pass, backward pass, SGD with momentum, projection: each candidate is a run of the suite itself on one batch of
 noise, and all take turns. Dense fp32 in each layout, dense bf16 (autocast), with `--compile` dense through
 torch.compile; the method `static` with uniform random masks under the kernel `masked` at the first sparsity, and under
-`sparse` at each. Prints medians (benchmarks.timing says of what), the ratio of the best dense fp32 layout to each, how
-many Layers took the sparse route, the bytes of weights, gradients, state, masks and plans, and the ceiling: the ratio
-if all that is done with the Layers' weights took no time (benchmarks.amdahl).
+`sparse` at each, as every other one of `--methods`. Prints medians (benchmarks.timing says of what), the ratio of the
+best dense fp32 layout to each, how many Layers took the sparse route, the bytes of weights, gradients, state, masks and
+plans, and the ceiling: the ratio if all that is done with the Layers' weights took no time (benchmarks.amdahl).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import amdahl, timing
-from suite import registry
+from suite import registry, values
 from suite.recipe import Recipe
 from suite.task import Batch
 from suite.train import Training
@@ -32,6 +32,7 @@ from tasks.vision import VisionTask
 
 # So many steps that no evaluation and no curve falls into a sample; so small a rate that gradients stay normal numbers.
 RECIPE = Recipe(steps=10**7, batch=128, lr={"sgd": 1e-3, "adam": 1e-3})
+UNIFORM = {"allocation": "uniform"}  # the same density in every Layer, where the method has a choice
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,13 @@ def trainings(task: Noise, options: argparse.Namespace) -> dict[tuple[str, float
             if layout == "NHWC":
                 one.model.net.to(memory_format=torch.channels_last)
             found[f"{name} {layout}".strip(), None] = one
-    for kernel, sparsities in (("masked", options.sparsity[:1]), ("sparse", options.sparsity)):
-        for sparsity in sparsities:
-            method = registry.method("static", sparsity=sparsity, allocation="uniform")
-            found[kernel, sparsity] = Training(task, method, kernel=kernel)
+    wanted = [("masked", "static", options.sparsity[0])]
+    wanted += [("sparse", name, sparsity) for name in options.methods for sparsity in options.sparsity]
+    for kernel, name, sparsity in wanted:
+        uniform = {} if "allocation" not in values.defaults(registry.find("method", name).load()) else UNIFORM
+        method = registry.method(name, sparsity=sparsity, **uniform)
+        label = kernel if name == "static" else f"{kernel} {name}"
+        found[label, sparsity] = Training(task, method, kernel=kernel)
     for training in found.values():
         training.setup()
     return found
@@ -149,12 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     made = timing.parser(__doc__, list(MODELS), [0.9, 0.95, 0.99], batch=128, rounds=7)
     made.add_argument("--compile", action="store_true", help="torch.compile of the dense network too: slow to start")
+    made.add_argument("--methods", default="static", help="names, comma-separated, measured under `sparse`")
     options = timing.begin(made, arguments)
+    try:
+        options.methods = [registry.find("method", name.strip()).name for name in options.methods.split(",")]
+    except registry.RegistryError as why:
+        made.error(str(why))
     report = timing.Report(options)
     for name in options.chosen:
         for row in measure(MODELS[name], options):
             remark = f"{row['clean_samples']}/{options.rounds} clean  {row['training_state'] / 2**20:7.1f} MiB"
-            if row["kernel"] == "sparse":
+            if row["kernel"].startswith("sparse"):
                 routes = row["routes"]
                 remark += f"  {sum(routes.values()) - routes.get('dense', 0)} of {sum(routes.values())} layers sparse"
             report.add(row, remark)

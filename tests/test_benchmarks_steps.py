@@ -54,6 +54,17 @@ def test_rows_of_the_mlp(capsys) -> None:
     assert size["sparse", 0.99] < size["sparse", 0.9] < size["dense", None] < size["masked", 0.9]
 
 
+def test_other_methods_are_measured_under_the_same_kernel(capsys) -> None:
+    rows = run(capsys, "--only", "mlp", "--sparsity", "0.9", "--methods", "static,block_rigl,nuclear_linbreg")["rows"]
+    found = {row["kernel"]: row["routes"] for row in rows[3:]}
+    assert [row["kernel"] for row in rows[:3]] == ["dense", "dense bf16", "masked"]
+    assert found["sparse"] == {"sparse": 3} and found["sparse nuclear_linbreg"] == {"dense": 3}
+    assert found["sparse block_rigl"] == {"sparse 8x1": 2, "sparse 2x1": 1}, "ten outputs are five pairs"
+    with pytest.raises(SystemExit):
+        run(capsys, "--only", "mlp", "--methods", "statik")
+    assert "did you mean 'static'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers", "layouts"), [("resnet18", 21, 2), ("vgg16", 14, 2), ("vit_tiny", 48, 1)])
 def test_every_network_takes_the_sparse_route(capsys, name: str, layers: int, layouts: int) -> None:
@@ -68,7 +79,7 @@ def test_every_network_takes_the_sparse_route(capsys, name: str, layers: int, la
 def test_candidates_are_what_their_names_say() -> None:
     net = steps.replace(SMALL, model=lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 10)))
     net = steps.replace(net, arguments={}, layouts=("NCHW", "NHWC"))
-    options = steps.argparse.Namespace(compile=True, sparsity=[0.9])
+    options = steps.argparse.Namespace(methods=["static"], compile=True, sparsity=[0.9])
     runs = steps.trainings(net, options)
     names = ["dense", "dense bf16", "dense compiled"]
     listed = [f"{name} {layout}" for name in names for layout in ("NCHW", "NHWC")]
