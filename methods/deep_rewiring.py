@@ -30,8 +30,8 @@ class DeepRewiring(Static):
         methods.
     Ambiguous: the number of active weights is constant in each Layer (the paper: in the network, connectivity being
         given by layer in its experiments). The paper's step is plain SGD; here it is the recipe's, with its momentum
-        and weight decay. A weight of exactly zero keeps its place as long as the sign of the zero is its own. What
-        goes may come back at once, with a new sign.
+        and weight decay. A weight of exactly zero keeps its place and its sign, as in the paper; its code starts
+        what grows at 1e-12 and drops zeros. What goes may come back at once, with a new sign.
     Reference: Bellec et al., arXiv 1711.05136, algorithm 1.
     """
 
@@ -60,6 +60,7 @@ class DeepRewiring(Static):
         noise[mask] = torch.randn(layer.nnz(), generator=self.rng, dtype=weight.dtype).to(weight.device)
         inwards = torch.where(negative, 1.0, -1.0).to(weight.dtype)
         weight = weight + mask * (lr * self.alpha * inwards + math.sqrt(2 * lr * self.temperature) * noise)
+        weight = torch.where(weight == 0, -0.0 * inwards, weight)  # a sum that is zero has lost the sign
         layer.assign(weight)
         kept = mask & (weight.signbit() == negative)
         if gone := layer.nnz() - int(kept.count_nonzero()):

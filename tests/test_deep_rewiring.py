@@ -28,7 +28,7 @@ def test_every_step_of_a_run_equals_the_simulation(
             noise[y.mask] = torch.randn(int(y.mask.sum()), generator=rng, dtype=torch.float64).numpy()
             sign = np.where(np.signbit(old.weight), -1.0, 1.0)
             weight = np.where(y.mask, y.weight - lr * alpha * sign + np.sqrt(2 * lr * temperature) * noise, 0.0)
-            kept = y.mask & (np.copysign(1.0, weight) == sign)
+            kept = y.mask & (sign * weight >= 0)
             gone, new, grown = int(y.mask.sum() - kept.sum()), kept, np.zeros(0)
             if gone:
                 grown = np.copysign(1.0, uniform(rng, layer.shape) - 0.5)
@@ -53,6 +53,23 @@ def test_a_weight_that_grew_keeps_the_sign_of_its_zero() -> None:
         method.walk(layer, negative, 0.1)
         stayed = (layer.forward_mask & before & (layer.weight != 0)).sum()
         assert stayed == (0 if sign > 0 else before.sum())
+
+
+@pytest.mark.parametrize(("lr", "alpha", "temperature"), [(0.1, 0.0, 0.0), (0.0, 1e-4, 1e-11)])
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_zero_that_does_not_move_keeps_place_and_sign(
+    lr: float, alpha: float, temperature: float, kernel: str, sign: float
+) -> None:
+    """Whatever the sign of the zero that the optimiser leaves."""
+    model = begin(method := DeepRewiring(sparsity=0.5, alpha=alpha, temperature=temperature), kernel)
+    layer = model.layers[1]
+    before, negative = layer.forward_mask.clone(), torch.full(layer.shape, sign < 0)
+    for left in (0.0, -0.0):
+        layer.assign(torch.full(layer.shape, left, dtype=torch.float64))
+        method.walk(layer, negative, lr)
+        assert torch.equal(layer.forward_mask, before)
+        assert torch.equal(layer.weight.signbit()[before], negative[before])
 
 
 def test_without_walk_and_noise_only_changes_of_sign_move_weights() -> None:
