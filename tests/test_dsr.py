@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,6 +73,17 @@ def test_weights_move_between_layers() -> None:
     first = [y.nnz() for y in model.layers]
     train(method, model)
     assert sum(first) == sum(y.nnz() for y in model.layers) and first != [y.nnz() for y in model.layers]
+
+
+def test_the_share_is_in_the_range_of_the_authors_runs() -> None:
+    """20 000 of the weights of the convolutions of WRN-28-2 go; their SET, matched to that, drops these shares."""
+    widths, convolutions = [16, 32, 64, 128], 3 * 9 * 16
+    for before, after in pairwise(widths):
+        convolutions += 9 * after * (before + 7 * after) + before * after  # four blocks of two and a shortcut
+    shares = {0.9: 0.138, 0.8: 0.07, 0.7: 0.046, 0.6: 0.034, 0.5: 0.028}
+    for sparsity, share in shares.items():
+        assert 20_000 / ((1 - sparsity) * convolutions) == pytest.approx(share, rel=0.03)
+    assert min(shares.values()) <= DSR().share <= max(shares.values())
 
 
 def test_flops_are_three_sparse_passes_at_the_masks_of_each_step(images) -> None:
