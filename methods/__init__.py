@@ -35,6 +35,7 @@ HAM = "Jacobs et al., ICLR 2026, arXiv 2506.02630"
 SAM = "Foret et al., ICLR 2021, arXiv 2010.01412; Ji et al., NeurIPS 2024"
 BLOCKS = "Evci et al., ICML 2020, arXiv 1911.11134; Hoefler et al., JMLR 2021, arXiv 2102.00554"
 SVITE = "Chen et al., NeurIPS 2021, arXiv 2106.04533"
+DEPGRAPH = "Fang et al., CVPR 2023, arXiv 2301.12900"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -97,6 +98,7 @@ METHODS = (
     Entry("spred:gradual", "methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
     Entry("srigl", "methods.structured:SRigL", "structured", SRIGL),
     Entry("nm", "methods.structured:NM", "structured", SR_STE),
+    Entry("depgraph", "methods.depgraph:DepGraph", "structured", DEPGRAPH),
     Entry("block_rigl", "methods.blocks:BlockRigL", "structured", BLOCKS),
     Entry("block_rigl:2", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 2}),
     Entry("block_rigl:4", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 4}),
@@ -122,6 +124,5 @@ implement them faithfully. EAST (arXiv 2411.13545) changes the network itself (D
 and the schedule of its density is not specified closely enough. PILoT (arXiv 2408.09966) is `spred` with balanced
 factors and a weight decay that rises while the L1 norm is above a bound and is then turned off: bound, factor and
 schedule are not public closely enough. Not built yet: Chase (arXiv 2305.19454), whose channels need to know which
-Layers follow each other, DepGraph (arXiv 2301.12900), the structured form of SViTE, and group LinBreg over attention
-heads.
+Layers follow each other, the structured form of SViTE, and group LinBreg over attention heads.
 """
