@@ -187,7 +187,9 @@ def cut(layers: Sequence[Layer], scores: Sequence[Tensor], count: int) -> None:
 def exchange(layer: Layer, keep: int, growth: Tensor, grow: int) -> None:
     """Keep the `keep` weights of a Layer of largest magnitude, then activate the `grow` others of largest `growth`.
 
-    Weights just dropped may grow again, and then keep value and state; others start at zero.
+    Weights just dropped may grow again, and then keep value and state; others start at zero. The gradient, which was
+    that of other masks, is dropped.
     """
     kept = top(magnitude(layer), keep)
     layer.activate(kept | top(growth.masked_fill(kept, -math.inf), grow))
+    layer.zero_grad()

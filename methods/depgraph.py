@@ -119,17 +119,13 @@ class DepGraph(OneShot):
         super().attach(model, recipe, seed)
         self.first = {layer.name: layer.shape for layer in model.layers}
 
-    def begin(self, t: int) -> None:
-        if t != self.cut:
-            return
+    def thin(self) -> None:
         target = (1 - self.sparsity) * self.model.maskable
         best = min(range(STEPS), key=lambda k: abs(self.left(self.widths(k)) - target))
         keeps = [kept.sort().values for kept in self.choose(self.widths(best))]
         for group, keep in zip(self.groups, keeps, strict=True):
             for name, dim, keep_all in self.edits(group, keep):
                 self.model.shrink(name, dim, keep_all)
-        if self.finetune == "restart":
-            self.restart()
 
     def choose(self, widths: Sequence[int]) -> Iterator[Tensor]:
         """The channels of largest norm of each group."""

@@ -84,8 +84,12 @@ class RMDA(LinBreg):
         valid(self, mu=(1e-6, 1), control=("quantile", "fixed"))
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> DualAveraging:
-        decay, rule = self.recipe.weight_decay[self.kind], Regularizer(self.regularizer)
-        optimizer = DualAveraging(groups, self.layers, regularizer=rule, weight_decay=decay)
+        optimizer = DualAveraging(
+            groups,
+            self.layers,
+            regularizer=Regularizer(self.regularizer),
+            weight_decay=self.recipe.weight_decay[self.kind],
+        )
         optimizer.mu = self.mu
         return optimizer
 

@@ -1,4 +1,4 @@
-"""Weights as products of two factors that the optimiser steps: Sign-In, spred and PILoT."""
+"""Weights as products of two factors that the optimiser steps: Sign-In and spred."""
 
 from __future__ import annotations
 

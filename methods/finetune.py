@@ -60,9 +60,13 @@ class OneShot(Method):
 
     def begin(self, t: int) -> None:
         if t == self.cut:
-            prune(self.layers, uniform(self.layers, 1 - self.sparsity), self.scope)
+            self.thin()
             if self.finetune == "restart":
                 self.restart()
+
+    def thin(self) -> None:
+        """The cut."""
+        prune(self.layers, uniform(self.layers, 1 - self.sparsity), self.scope)
 
 
 @dataclass

@@ -58,15 +58,15 @@ class Wanda(OneShot):
     def begin(self, t: int) -> None:
         if t == self.cut - 1:
             self.hooks = [_module(self.model.net, y).register_forward_pre_hook(self.look(y)) for y in self.layers]
-        if t == self.cut:
-            fan_in = fan_ins(self.layers, uniform(self.layers, 1 - self.sparsity))
-            for layer in self.layers:
-                norm = self.memory.pop(f"input.{layer.name}").sqrt().view(-1, 1, layer.shape[1])  # by group of channels
-                norm = norm.expand(-1, layer.shape[0] // len(norm), -1).reshape(layer.shape[:2])
-                score = layer.weight.abs() * norm.view(*layer.shape[:2], *[1] * (layer.weight.dim() - 2))
-                layer.activate(leading(score.flatten(1), fan_in[layer.name]).view(layer.shape))
-            if self.finetune == "restart":
-                self.restart()
+        super().begin(t)
+
+    def thin(self) -> None:
+        fan_in = fan_ins(self.layers, uniform(self.layers, 1 - self.sparsity))
+        for layer in self.layers:
+            norm = self.memory.pop(f"input.{layer.name}").sqrt().view(-1, 1, layer.shape[1])  # by group of channels
+            norm = norm.expand(-1, layer.shape[0] // len(norm), -1).reshape(layer.shape[:2])
+            score = layer.weight.abs() * norm.view(*layer.shape[:2], *[1] * (layer.weight.dim() - 2))
+            layer.activate(leading(score.flatten(1), fan_in[layer.name]).view(layer.shape))
 
     def look(self, layer: Layer) -> Callable[..., None]:
         """A hook that adds up the squares of the layer's inputs."""
@@ -143,9 +143,7 @@ class WoodFisher(OneShot):
                 self.charge(6 * self.block * layer.numel)
         super().step(t)
 
-    def begin(self, t: int) -> None:
-        if t != self.cut:
-            return
+    def thin(self) -> None:
         inverses = [self.memory.pop(f"inverse.{layer.name}") for layer in self.layers]
         diagonals = [unblocked(i.diagonal(dim1=1, dim2=2), y) for i, y in zip(inverses, self.layers, strict=True)]
         scores = [y.weight**2 / (2 * d) for y, d in zip(self.layers, diagonals, strict=True)]
@@ -156,8 +154,6 @@ class WoodFisher(OneShot):
             self.charge(2 * inverse.numel())
             layer.activate(mask)
             layer.assign(weight.masked_fill(~mask, 0))
-        if self.finetune == "restart":
-            self.restart()
 
 
 def blocked(dense: Tensor, block: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from methods.allocate import cut
 from methods.checks import valid
@@ -27,9 +28,9 @@ class DessiLBI(OneShot):
     Passes: dense before the cut; after it every pass reads the mask and computes the gradient on it alone.
     FLOPs: 3 f_D a step before the cut, 3 f_S after it; the paper reports none.
     Defaults: `nu` 100 and `kappa` 1 are the code's. `at` 0.75 is ours: its networks are thinned by g at the end.
-    Ambiguous: in the code the step has a momentum of its own, here it is the recipe's. On short runs z stays below 1
-        and g at zero, and weights are ranked by the sum of their path all the same; fixed thresholds would keep none.
-        Its groups (filters) are left out.
+    Ambiguous: in the code the step has a momentum of its own, which the pull to g does not enter; here it is the
+        recipe's. On short runs z stays below 1 and g at zero, and weights are ranked by the sum of their path all the
+        same; fixed thresholds would keep none. Its groups (filters) are left out.
     Reference: Fu et al., arXiv 2007.02010, equations 4 to 6, and its code.
     """
 
@@ -55,17 +56,15 @@ class DessiLBI(OneShot):
         """z of every Layer."""
         return [self.memory[f"z.{layer.name}"] for layer in self.layers]
 
-    def begin(self, t: int) -> None:
-        if t == self.cut:
-            total = sum(layer.numel for layer in self.layers)
-            cut(self.layers, [z.abs() for z in self.duals], round((1 - self.sparsity) * total))
-            if self.finetune == "restart":
-                self.restart()
+    def thin(self) -> None:
+        scores = [self.memory.pop(f"z.{layer.name}").abs() for layer in self.layers]
+        cut(self.layers, scores, round((1 - self.sparsity) * sum(layer.numel for layer in self.layers)))
 
     def step(self, t: int) -> None:
-        if t < self.cut:
-            for layer, z in zip(self.layers, self.duals, strict=True):
-                apart = layer.weight - self.kappa * torch.nn.functional.softshrink(z, 1.0)
-                layer.add_grad(apart / self.nu)
-                z.add_(apart, alpha=self.lr(t) / self.nu)
+        if t >= self.cut:
+            return super().step(t)
+        apart = [w.weight - self.kappa * softshrink(z, 1.0) for w, z in zip(self.layers, self.duals, strict=True)]
         super().step(t)
+        for layer, z, gap in zip(self.layers, self.duals, apart, strict=True):
+            layer.assign(layer.weight - self.lr(t) / self.nu * gap)
+            z.add_(gap, alpha=self.lr(t) / self.nu)

@@ -21,10 +21,14 @@ from suite.method import Method
 EXPECTED = """
 dense dense:sgd dense:adam small_dense small_dense:flops prox_sgd masked_sgd
 static static:erk_plus snip grasp synflow
-magnitude oneshot oneshot:180_20 imp imp:lr ste str granet granet:dense
-set set:itop rigl rigl:itop rigl:ml_linbreg snfs mest mest:em_s topkast acdc
+magnitude oneshot oneshot:180_20 imp imp:lr ste str granet granet:dense wanda woodfisher
+set set:itop rigl rigl:itop rigl:svite rigl:ml_linbreg snfs mest mest:em_s topkast acdc
+dsr deep_rewiring gse cht cht:s cht:ss chase
 linbreg linbreg:ema linbreg:heavy_ball adabreg ml_linbreg ml_linbreg:heavy_ball
-srigl nm linbreg:row linbreg:kernel
+rmda dessilbi nuclear_linbreg spred spred:gradual
+srigl nm linbreg:row linbreg:kernel depgraph
+block_rigl block_rigl:2 block_rigl:4 linbreg:block8 ml_linbreg:block8
+sign_in sign_in:rigl sign_in:acdc ham ham:static ham:acdc sam sam:static sam:s2
 """
 
 

@@ -40,9 +40,10 @@ def test_every_step_up_to_the_cut_equals_the_simulation(kernel: str, nu: float, 
             opened |= bool(sparse.any())
             apart = y.weight - sparse
             momentum *= 0.9
-            momentum += y.grad + apart / nu
+            momentum += y.grad
             dual += lr / nu * apart
-            np.testing.assert_allclose(layer.weight.numpy(), y.weight - lr * momentum, rtol=1e-9, atol=1e-13)
+            expected = y.weight - lr * momentum - lr / nu * apart
+            np.testing.assert_allclose(layer.weight.numpy(), expected, rtol=1e-9, atol=1e-13)
             np.testing.assert_allclose(method.memory[f"z.{layer.name}"].numpy(), dual, rtol=1e-9, atol=1e-15)
     assert method.cut == round(0.75 * STEPS) and opened == (nu < 1)
     assert sum(y.nnz() for y in model.layers) == round(0.2 * sum(y.numel for y in model.layers))
