@@ -116,6 +116,7 @@ METHODS = (
     Entry("ham:acdc", "methods.ham:HAM", "wrapper", HAM, presets={"on": "acdc"}),
     Entry("sam", "methods.sam:SAM", "wrapper", SAM, presets={"on": "rigl"}),
     Entry("sam:static", "methods.sam:SAM", "wrapper", SAM, presets={"on": "static"}),
+    Entry("sam:dense", "methods.sam:SAM", "wrapper", SAM, presets={"on": "dense"}),
     Entry("sam:s2", "methods.sam:SAM", "wrapper", SAM, presets={"on": "rigl", "single": True}),
 )
 

@@ -11,35 +11,41 @@ from suite.model import SparseModel
 from suite.recipe import Recipe
 from suite.task import Task
 
+ADVICE = "wrap one that has not, such as static, rigl or acdc"
+
 
 @dataclass
 class Composer(Method):
     """Does all that the method `on` does; a subclass overrides what it adds.
 
     Both share Layers, optimiser, generator and memory, so that one resumes with the other. The wrapped method has the
-    hyper-parameters that its name stands for, and the composer's sparsity. ValueError for one that has a network,
-    passes or an optimiser of its own: there weights follow from something else that is stepped.
+    hyper-parameters that its name stands for, and the composer's sparsity and budget. ValueError where it wraps a
+    method itself, or has a hook of its own that this composer `needs` to be everybody's.
     """
 
     on: str = "rigl"
 
     family: ClassVar[str] = "wrapper"
+    names_methods: ClassVar[tuple[str, ...]] = ("on",)
+    needs: ClassVar[tuple[str, ...]] = ("network", "descend")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.inner = registry.method(self.on, sparsity=self.sparsity)
-        for hook in ("network", "descend", "make_optimizer"):
-            if getattr(type(self.inner), hook) is not getattr(Method, hook):
-                raise ValueError(
-                    f"{self.name}: on is {self.on!r}, which has a `{hook}` of its own; wrap a method that has the "
-                    "task's network, one pass a step and the recipe's optimiser, such as 'static', 'rigl' or 'acdc'"
-                )
-        vars(self).update(keeps=self.inner.keeps, grown=self.inner.grown, sparse=self.inner.sparse)
+        kind = registry.find("method", self.on).load()
+        if issubclass(kind, Composer):
+            raise ValueError(f"{self.name}: on is {self.on!r}, which has a method that it wraps itself; {ADVICE}")
+        for hook in self.needs:
+            if getattr(kind, hook) is not getattr(Method, hook):
+                raise ValueError(f"{self.name}: on is {self.on!r}, which has a `{hook}` of its own; {ADVICE}")
+        self.inner = registry.method(self.on, sparsity=self.sparsity, budget=self.budget)
+        keeps = {**self.inner.keeps, **self.keeps}
+        vars(self).update(keeps=keeps, grown=self.grown or self.inner.grown, sparse=self.inner.sparse)
 
     def attach(self, model: SparseModel, recipe: Recipe, seed: int) -> None:
         self.inner.attach(model, recipe, seed)
         self.model, self.layers, self.recipe = model, model.layers, recipe
         self.rng, self.memory, self.optimizer = self.inner.rng, self.inner.memory, self.inner.optimizer
+        model.attach(self.optimizer, self.keeps)
 
     @property
     def charged(self) -> int:  # type: ignore[override]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from methods import schedules
 from methods.checks import valid
 from methods.compose import Composer
+from methods.snfs import SNFS
 from suite.layer import Mask
 from suite.method import Gradients
 from suite.model import SparseModel
@@ -20,7 +22,7 @@ from suite.recipe import Recipe
 
 def factors(weight: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """m >= 0 and v with m v = weight and m^2 - v^2 = beta."""
-    m = (((4 * weight**2 + beta**2).sqrt() + beta) / 2).sqrt()
+    m = ((torch.hypot(2 * weight, torch.full_like(weight, beta)) + beta) / 2).sqrt()  # no square that underflows
     return m, weight / m.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
@@ -28,15 +30,20 @@ def factors(weight: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 class Factored(Composer):
     """The weights of `on` are products m v; its optimiser steps both factors, weight decay included.
 
-    Factors begin, and begin anew where weights grow, without state and with m^2 - v^2 = `beta`.
+    Factors begin without state and with m^2 - v^2 = `beta`. So they begin anew where weights grow; where `on` sets
+    weights itself, as when it rewinds, they follow and keep their state.
     """
 
     beta: float = 1.0
 
+    keeps: ClassVar[Mapping[str, str]] = {"factors": "both of every weight, read or not"}
+    needs: ClassVar[tuple[str, ...]] = (*Composer.needs, "make_optimizer")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         valid(self, beta=(0, math.inf))
-        vars(self)["keeps"] = {**self.keeps, "factors": "both of every weight, read or not"}
+        if isinstance(self.inner, SNFS):
+            raise ValueError(f"{self.name}: on is {self.on!r}, which reads the momentum of weights; factors have it")
 
     def attach(self, model: SparseModel, recipe: Recipe, seed: int) -> None:
         self.m = [layer.weight.clone() for layer in model.layers]
@@ -69,10 +76,11 @@ class Factored(Composer):
         self.balance()
 
     def balance(self) -> None:
-        """Factors anew, from the weights."""
+        """Factors anew, from the weights, which become what the factors' product rounds to."""
         for layer, m, v in zip(self.layers, self.m, self.v, strict=True):
             for factor, value in zip((m, v), factors(layer.weight, self.beta), strict=True):
                 factor.copy_(value)
+        self.push()
 
     def begin(self, t: int) -> None:
         before = self.read()
@@ -89,16 +97,20 @@ class Factored(Composer):
         return [layer.forward_mask for layer in self.layers]
 
     def follow(self, before: list[Mask]) -> None:
-        """Begin anew where weights grew since masks were these."""
+        """Factors anew of weights that are not their product; without state where weights grew since `before`."""
         for layer, old, m, v in zip(self.layers, before, self.m, self.v, strict=True):
-            if old is None or layer.forward_mask is old:
+            weight, read = layer.weight, layer.forward_mask
+            new = torch.zeros_like(weight, dtype=torch.bool) if old is None or old is read else ~old
+            moved = weight != m * v
+            grown = new & (moved | (weight == 0))
+            fresh = grown | moved if read is None else (grown | moved) & read
+            if not fresh.any():
                 continue
-            grown = ~old if layer.forward_mask is None else layer.forward_mask & ~old
-            for factor, value in zip((m, v), factors(layer.weight, self.beta), strict=True):
-                factor.copy_(torch.where(grown, value, factor))
+            for factor, value in zip((m, v), factors(weight, self.beta), strict=True):
+                factor.copy_(torch.where(fresh, value, factor))
                 for held in self.optimizer.state[factor].values():
                     if torch.is_tensor(held) and held.shape == grown.shape:
-                        held.masked_fill_(grown, 0)
+                        held.masked_fill_(grown & fresh, 0)
 
 
 @dataclass

@@ -39,6 +39,7 @@ class HAM(Composer):
 
     name: ClassVar[str] = "ham"
     citation: ClassVar[str] = "Jacobs et al., ICLR 2026, arXiv 2506.02630"
+    needs: ClassVar[tuple[str, ...]] = (*Composer.needs, "make_optimizer")  # which steps the weights themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,7 @@ def explain(
         kernels.get(kernel)
     except ValueError as why:
         raise registry.RegistryError(str(why)) from None
-    level = sparsity if registry.find("method", method, plugins).sparse else None
+    level = sparsity if registry.sparse(registry.find("method", method, plugins)) else None
     trained, rule = build(Run(method, task, level, precision=precision, plugins=tuple(plugins), data_root=data_root))
     if reason := rule.skip(trained):
         raise registry.RegistryError(f"{method} skips {task}: {reason}")

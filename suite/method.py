@@ -67,6 +67,7 @@ class Method:
     version: ClassVar[int] = 1
     sparse: ClassVar[bool] = True  # False: sparsity does not apply, one run serves every level
     keeps: ClassVar[Mapping[str, str]] = {}
+    names_methods: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that name other methods, which this one runs
     grown: ClassVar[str] = ""  # where a weight starts that a pass has not read before: one of `STARTS`, then why
 
     def __post_init__(self) -> None:

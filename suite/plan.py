@@ -139,9 +139,11 @@ def _with_method(
 ) -> tuple[bool, dict[str, Any]]:
     entry = registry.find("method", name, plugins)
     given = {**given, **_set(plan, name, plugins)}
+    sparse = entry.sparse
     with suppress(registry.Broken):  # the run will say so
         given = registry.nondefault(entry, given)
-    return entry.sparse, {"method": name, "method_version": entry.version, "hyperparameters": given}
+        sparse = registry.sparse(entry, given)
+    return sparse, {"method": name, "method_version": entry.version, "hyperparameters": given}
 
 
 def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:

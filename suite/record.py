@@ -106,12 +106,14 @@ def done(results: str | Path) -> dict[str, str]:
 def stale(records: Iterable[Mapping[str, Any]], sources: Mapping[str, Mapping[str, str]]) -> set[str]:
     """The keys of records whose method's or task's source is not today's; `sources`: kind -> name -> today's hash.
 
-    Where a record or today's sources lack a hash, nothing is said: records of older versions have none of the task.
+    A hash under a record's key goes before that under the method's name. Where a record or today's sources lack a hash,
+    nothing is said: records of older versions have none of the task.
     """
     found = set()
     for record in records:
         for kind, hashes in sources.items():
-            then, now = (record.get("code") or {}).get(f"{kind}_source"), hashes.get(record["id"][kind])
+            then = (record.get("code") or {}).get(f"{kind}_source")
+            now = hashes.get(record["id"]["key"]) or hashes.get(record["id"][kind])
             if then and now and then != now:
                 found.add(record["id"]["key"])
     return found

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from suite import plugins as files
@@ -181,15 +182,29 @@ def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def source_hash(entry: Entry) -> str:
+def wrapped(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> list[Entry]:
+    """The methods that this one runs with these hyper-parameters, as its `names_methods` has it; unknown ones apart."""
+    from suite import values
+
+    found = entry.load()
+    fields = getattr(found, "names_methods", ())
+    names = {**values.defaults(found), **entry.presets, **given} if fields else {}
+    known = methods() if fields else {}
+    return [known[names[f]] for f in fields if names.get(f) in known]
+
+
+def sparse(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether sparsity applies to the method with these hyper-parameters, and to those that it wraps."""
+    return all(e.sparse for e in (entry, *wrapped(entry, given)))
+
+
+def source_hash(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> str:
     """12 hex digits over the class's module, those of its bases and those they use of the same packages.
 
-    With a preset `on`, the method that a composer wraps, over the modules of that method as well.
+    Also over those of the methods that it wraps with the hyper-parameters `given`.
     """
-    found = entry.load()
-    kinds = (found if isinstance(found, type) else type(found)).__mro__
-    if wrapped := entry.presets.get("on"):
-        kinds += find("method", wrapped).load().__mro__
+    things = [e.load() for e in (entry, *wrapped(entry, given))]
+    kinds = [k for found in things for k in (found if isinstance(found, type) else type(found)).__mro__]
     homes = {k.__module__.split(".")[0] for k in kinds} - {"suite", "builtins", "typing"}
     modules, left = set(), [k.__module__ for k in kinds]
     while left:

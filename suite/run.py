@@ -195,7 +195,7 @@ class _Execution:
         return {
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
-            "method_source": registry.source_hash(entry),
+            "method_source": registry.source_hash(entry, self.run.hyperparameters),
             "task_source": registry.source_hash(task),
             "distribution": machine.distribution() if entry.origin == "built-in" else entry.origin,
         }

@@ -12,15 +12,20 @@ from suite import registry
 def hashes(records: Iterable[Mapping[str, Any]], plugins: registry.Files = ()) -> dict[str, dict[str, str]]:
     """ "method" and "task" -> name -> hash of its source today, of all that the records name.
 
-    Names that are unknown or broken are left out.
+    Where hyper-parameters of a record name another method, its own hash stands under its key. Names that are unknown or
+    broken are left out.
     """
     records = list(records)
     found: dict[str, dict[str, str]] = {}
     for kind, known in (("method", registry.methods(plugins)), ("task", registry.tasks(plugins))):
         found[kind] = {}
-        for name in dict.fromkeys(record["id"][kind] for record in records):
+        for made in (record["id"] for record in records):
+            name, given = made[kind], made.get("hyperparameters") or {}
             with suppress(KeyError, registry.Broken):
-                found[kind][name] = registry.source_hash(known[name])
+                if name not in found[kind]:
+                    found[kind][name] = registry.source_hash(known[name])
+                if kind == "method" and given.keys() & set(known[name].load().names_methods):
+                    found[kind][made["key"]] = registry.source_hash(known[name], given)
     return found
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
+from methods import METHODS
 from methods.compose import Composer
 from pruning import same_after_resume, trained
-from suite import registry
+from suite import plan, planfile, record, registry, sources
+from suite.registry import Entry
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Nothing(Composer):
 
 
 WRAPPED = ("static", "set", "rigl", "rigl:itop", "granet", "acdc", "snip", "mest", "dsr", "gse", "oneshot", "srigl")
+WRAPPED += ("snfs", "imp", "ste", "str", "topkast", "linbreg", "adabreg", "ml_linbreg", "dense")
 
 
 @pytest.mark.parametrize("on", WRAPPED)
@@ -48,10 +52,31 @@ def test_what_the_wrapped_method_declares_and_charges_is_passed_on(images) -> No
     assert Nothing(on="nm", sparsity=0.9).skip(images) == registry.method("nm", sparsity=0.9).skip(images)
 
 
-@pytest.mark.parametrize("on", ["small_dense", "linbreg", "ml_linbreg", "str", "topkast", "sam"])
-def test_what_cannot_be_wrapped_says_so(on: str) -> None:
-    with pytest.raises(ValueError, match=f"nothing: on is '{on}', which has a `.*` of its own; wrap a method"):
+@pytest.mark.parametrize("on", ["ham", "sign_in:rigl", "sam", "spred"])
+def test_a_composer_wraps_no_composer(on: str) -> None:
+    with pytest.raises(ValueError, match=f"nothing: on is '{on}', which has a method that it wraps itself; wrap one"):
         Nothing(on=on)
+
+
+def test_a_composer_that_names_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.METHODS", (*METHODS, Entry("nothing", "test_compose:Nothing")))
+    with pytest.raises(ValueError, match="nothing: on is 'nothing', which has a method that it wraps itself"):
+        registry.method("nothing", on="nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "hook"),
+    [
+        ("sam", "small_dense", "network"),
+        ("ham", "linbreg", "make_optimizer"),
+        ("ham", "str", "make_optimizer"),
+        ("sign_in", "ml_linbreg", "make_optimizer"),
+        ("spred", "topkast", "make_optimizer"),
+    ],
+)
+def test_what_cannot_be_wrapped_says_so(name: str, on: str, hook: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: on is '{on}', which has a `{hook}` of its own; wrap one .*static"):
+        registry.method(name, on=on)
 
 
 def test_an_unknown_name_gets_suggestions() -> None:
@@ -61,7 +86,50 @@ def test_an_unknown_name_gets_suggestions() -> None:
         registry.method("ham", on="rigll")
 
 
-def test_a_record_goes_stale_with_the_source_of_what_is_wrapped() -> None:
+INNER = """
+from methods.static import Static
+
+
+class Inner(Static):
+    name = "inner"
+"""
+
+
+@pytest.fixture
+def inner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a method that can be wrapped."""
+    path = tmp_path / "wrapped_by_test.py"
+    path.write_text(INNER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("methods.METHODS", (*METHODS, Entry("inner", "wrapped_by_test:Inner")))
+    return path
+
+
+def test_records_go_stale_with_the_source_of_what_is_wrapped(inner: Path) -> None:
+    ham = registry.find("method", "ham")
+    made = [
+        {
+            "id": {"key": key, "method": "ham", "task": "digits/mlp", "hyperparameters": given},
+            "code": {"method_source": registry.source_hash(ham, given)},
+        }
+        for key, given in (("preset", {}), ("other", {"on": "inner"}), ("alpha", {"alpha": 1.0}))
+    ]
+    assert record.stale(made, sources.hashes(made)) == set()
+    inner.write_text(INNER + "    changed = True\n")
+    assert record.stale(made, sources.hashes(made)) == {"other"}
+
+
+def test_a_hash_covers_what_presets_and_values_wrap(inner: Path) -> None:
     known = registry.methods()
-    hashes = {name: registry.source_hash(known[name]) for name in ("ham", "ham:static", "ham:acdc")}
-    assert len(set(hashes.values())) == 3, "one class, three methods behind it"
+    ham = {name: registry.source_hash(known[name]) for name in ("ham", "ham:static", "ham:acdc")}
+    assert len(set(ham.values())) == 3, "one class, three methods behind it"
+    assert registry.source_hash(known["ham"], {"on": "static"}) == ham["ham:static"]
+    assert registry.source_hash(known["ham"], {"on": "gone"}) not in ham.values(), "no error: the run will say so"
+
+
+def test_on_a_dense_method_one_run_serves_every_level() -> None:
+    given = {"methods": ["sam:dense", "sam", "ham"], "tasks": ["digits/mlp"], "sparsity": [0.8, 0.9], "seeds": [0]}
+    runs = plan.expand(planfile.read("quick", {**given, "set": {"ham.on": "dense"}}))
+    assert [(r.method, r.sparsity) for r in runs if r.method != "sam"] == [("sam:dense", None), ("ham", None)]
+    assert sorted(r.sparsity for r in runs if r.method == "sam") == [0.8, 0.9]
+    assert registry.method("sam:dense").sparse is False

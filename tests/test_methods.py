@@ -28,7 +28,7 @@ linbreg linbreg:ema linbreg:heavy_ball adabreg ml_linbreg ml_linbreg:heavy_ball
 rmda dessilbi nuclear_linbreg spred spred:gradual
 srigl nm linbreg:row linbreg:kernel depgraph
 block_rigl block_rigl:2 block_rigl:4 linbreg:block8 ml_linbreg:block8
-sign_in sign_in:rigl sign_in:acdc ham ham:static ham:acdc sam sam:static sam:s2
+sign_in sign_in:rigl sign_in:acdc ham ham:static ham:acdc sam sam:static sam:dense sam:s2
 """
 
 
