@@ -14,6 +14,7 @@ from methods.compose import Composer
 from pruning import same_after_resume, trained
 from suite import plan, planfile, record, registry, sources
 from suite.registry import Entry
+from suite.run import execute
 
 
 @dataclass
@@ -125,6 +126,24 @@ def test_a_hash_covers_what_presets_and_values_wrap(inner: Path) -> None:
     assert len(set(ham.values())) == 3, "one class, three methods behind it"
     assert registry.source_hash(known["ham"], {"on": "static"}) == ham["ham:static"]
     assert registry.source_hash(known["ham"], {"on": "gone"}) not in ham.values(), "no error: the run will say so"
+
+
+def test_a_run_records_the_hash_of_what_it_wraps(tmp_path: Path) -> None:
+    known = registry.methods()
+    run = plan.Run("ham", "digits/mlp", 0.9, budget=0.02, hyperparameters={"on": "static"})
+    assert execute(run.to_json(), str(tmp_path)) == "ok"
+    (made,), _ = record.load(tmp_path)
+    assert made["code"]["method_source"] == registry.source_hash(known["ham:static"])
+    assert record.stale([made], sources.hashes([made])) == set()
+    made["code"]["method_source"] = registry.source_hash(known["ham"])
+    assert record.stale([made], sources.hashes([made])) == {made["id"]["key"]}
+
+
+def test_a_run_on_a_name_that_is_not_there_says_so(tmp_path: Path) -> None:
+    run = plan.Run("ham", "digits/mlp", 0.9, budget=0.02, hyperparameters={"on": "rigll"})
+    assert execute(run.to_json(), str(tmp_path)) == "error"
+    (made,), _ = record.load(tmp_path)
+    assert "unknown method 'rigll'; did you mean rigl" in str(made["status"])
 
 
 def test_on_a_dense_method_one_run_serves_every_level() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from suite import record
+from pruning import trained
+from suite import record, registry
 from suite.check import check
 from suite.plan import Run
 from suite.run import execute
@@ -16,13 +17,18 @@ from suite.run import execute
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def written(folder: Path, name: str) -> Path:
+    """The file of that name in the tutorial."""
+    code = re.search(rf"```python\n# {name}\n(.*?)```", (DOCS / "add-a-method.md").read_text(), re.S)
+    assert code is not None
+    path = folder / name
+    path.write_text(code[1])
+    return path
+
+
 @pytest.fixture
 def tutorial(tmp_path: Path) -> Path:
-    code = re.search(r"```python\n# (\w+\.py)\n(.*?)```", (DOCS / "add-a-method.md").read_text(), re.S)
-    assert code is not None
-    path = tmp_path / code[1]
-    path.write_text(code[2])
-    return path
+    return written(tmp_path, "prune_once.py")
 
 
 def test_the_tutorials_method_is_one_class_under_twenty_lines(tutorial: Path) -> None:
@@ -41,6 +47,16 @@ def test_the_tutorials_method_trains_to_its_target(tutorial: Path, tmp_path: Pat
     (found,), _ = record.load(tmp_path)
     assert found["sparsity"]["active_weights"] == 1740 and found["score"]["test"] > 0.8
     assert found["code"]["distribution"].endswith("prune_once.py")
+
+
+def test_the_tutorials_composer_adds_a_penalty_and_nothing_else(images, tmp_path: Path) -> None:
+    file = written(tmp_path, "l1_penalty.py")
+    plain = trained(images, registry.method("rigl:itop", sparsity=0.8))
+    options = {"on": "rigl:itop", "sparsity": 0.8}
+    same, small = (trained(images, registry.method("l1_penalty", [file], l1=l1, **options)) for l1 in (0.0, 0.1))
+    assert same.curve == plain.curve and same.book == plain.book == small.book
+    sizes = [sum(float(y.weight.abs().sum()) for y in run.model.layers) for run in (small, plain)]
+    assert sizes[0] < 0.5 * sizes[1]
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))

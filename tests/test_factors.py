@@ -121,6 +121,48 @@ def test_resuming_is_bit_exact(images, name: str, kernel: str) -> None:
         same_after_resume(images, lambda: registry.method(name, sparsity=0.8), stop, kernel)
 
 
+@KERNELS
+def test_a_rewind_of_what_is_wrapped_is_not_lost(kernel: str) -> None:
+    """Factors follow where IMP sets the weights back, with m^2 - v^2 = beta again."""
+    method = SignIn(on="imp", sparsity=0.7, beta=0.5, stop=0.0)
+    model = begin(method, kernel, weight_decay={"sgd": 0.01, "adam": 0.0})
+    rewinds = 0
+    for t, before, _ in steps(method, model):
+        if t in method.inner.starts[1:]:
+            rewinds += 1
+            for layer, y, m, v in zip(model.layers, before, method.m, method.v, strict=True):
+                kept = y.mask
+                rewound = method.memory[f"rewind.{layer.key}"].numpy()
+                np.testing.assert_array_equal(y.weight[kept], rewound[kept])
+                v0 = np.sign(rewound) * np.sqrt((np.sqrt(4 * rewound**2 + 0.25) - 0.5) / 2)
+                stepped = y.grad * v0 + 0.01 * np.sqrt(v0**2 + 0.5), y.grad * np.sqrt(v0**2 + 0.5) + 0.01 * v0
+                for factor, start, grad in ((m, np.sqrt(v0**2 + 0.5), stepped[0]), (v, v0, stepped[1])):
+                    expected = start - method.lr(t) * grad
+                    np.testing.assert_allclose(factor.numpy()[kept], expected[kept], rtol=1e-9, atol=1e-12)
+    assert rewinds == method.inner.rounds
+
+
+def test_factors_of_weights_that_learn_unread_go_on() -> None:
+    """Under STE a weight comes back at its own value: its factors are what the optimiser made of them."""
+    method = SignIn(on="ste", sparsity=0.7, stop=0.0)
+    model = begin(method, weight_decay={"sgd": 0.01, "adam": 0.0})
+    ours = [Follower(layer.weight.numpy().copy(), 1.0, 0.01) for layer in model.layers]
+    back = 0
+    for t, before, _ in steps(method, model):
+        for layer, y, mine, m in zip(model.layers, before, ours, method.m, strict=True):
+            expected = mine.step(y.grad, method.lr(t))
+            np.testing.assert_allclose(layer.weight.numpy(), expected, rtol=1e-9, atol=1e-14)
+            np.testing.assert_allclose(m.numpy(), mine.pair[0], rtol=1e-9)
+            back += int((layer.forward_mask.numpy() & ~y.mask).sum())
+    assert back > 0
+
+
+@pytest.mark.parametrize("kind", [SignIn, Spred])
+def test_what_reads_the_momentum_of_weights_is_refused(kind: type[Factored]) -> None:
+    with pytest.raises(ValueError, match=f"{kind.name}: on is 'snfs', which reads the momentum of weights"):
+        kind(on="snfs")
+
+
 @pytest.mark.parametrize(("kind", "field"), [(SignIn, "beta"), (SignIn, "stop"), (Spred, "decay")])
 def test_bad_values_are_refused(kind: type[Factored], field: str) -> None:
     with pytest.raises(ValueError, match=f"{kind.name}: {field} is -2"):

@@ -68,13 +68,14 @@ def test_a_single_pass_climbs_along_the_last_gradient(kernel: str) -> None:
     np.testing.assert_allclose(model.layers[0].grad.flatten().numpy()[[0, 2]], c * up, rtol=1e-9)
 
 
-def test_without_radius_it_is_the_method_itself_at_twice_the_price(images) -> None:
-    one = trained(images, registry.method("rigl", sparsity=0.8))
-    other = trained(images, SAM(on="rigl", sparsity=0.8, rho=0.0))
+@pytest.mark.parametrize("on", ["rigl", "rigl:itop", "dense", "linbreg", "ml_linbreg", "str", "topkast"])
+def test_without_radius_it_is_the_method_itself_at_twice_the_price(images, on: str) -> None:
+    one = trained(images, registry.method(on, sparsity=0.8))
+    other = trained(images, SAM(on=on, sparsity=0.8, rho=0.0))
     for a, b in zip(one.model.layers, other.model.layers, strict=True):
         assert torch.equal(a.weight, b.weight)
     assert other.book.papers == 2 * one.book.papers and other.book.source == "self-reported"
-    single = trained(images, SAM(on="rigl", sparsity=0.8, single=True))
+    single = trained(images, SAM(on=on, sparsity=0.8, single=True, rho=0.0))
     assert single.book.papers == one.book.papers
 
 
