@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from suite import registry
 from suite.method import Gradients, Method
 from suite.model import SparseModel
@@ -44,8 +46,16 @@ class Composer(Method):
     def attach(self, model: SparseModel, recipe: Recipe, seed: int) -> None:
         self.inner.attach(model, recipe, seed)
         self.model, self.layers, self.recipe = model, model.layers, recipe
-        self.rng, self.memory, self.optimizer = self.inner.rng, self.inner.memory, self.inner.optimizer
+        self.rng, self.memory = self.inner.rng, self.inner.memory
         model.attach(self.optimizer, self.keeps)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        return self.inner.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self.inner.optimizer = optimizer
 
     @property
     def charged(self) -> int:  # type: ignore[override]

@@ -11,6 +11,7 @@ import torch
 
 from methods import METHODS
 from methods.compose import Composer
+from nets import backward, begin
 from pruning import same_after_resume, trained
 from suite import plan, planfile, record, registry, sources
 from suite.registry import Entry
@@ -78,6 +79,19 @@ def test_a_composer_that_names_itself_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_wrapped_says_so(name: str, on: str, hook: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: on is '{on}', which has a `{hook}` of its own; wrap one .*static"):
         registry.method(name, on=on)
+
+
+def test_an_optimiser_put_in_its_place_is_the_one_that_steps() -> None:
+    method = Nothing(on="rigl", sparsity=0.7)
+    model = begin(method)
+    other = torch.optim.SGD(model.groups(), lr=0.0)
+    method.optimizer = other
+    before = [layer.weight.clone() for layer in model.layers]
+    method.begin(1)
+    backward(model, 1)
+    method.step(1)
+    assert method.inner.optimizer is other
+    assert all(torch.equal(layer.weight, w) for layer, w in zip(model.layers, before, strict=True))
 
 
 def test_an_unknown_name_gets_suggestions() -> None:
