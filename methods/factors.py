@@ -118,7 +118,7 @@ class SignIn(Factored):
     """Weights are products m v; every `period` steps both are balanced, so that v, the smaller, can change its sign.
 
     Balanced means m^2 - v^2 = `beta` with m > 0, the product being what it was. `period` 0 is the recipe's; the last
-    balancing is before the share `stop` of the run. Weights that grow begin balanced, at zero and without state.
+    balancing is before the share `stop` of the run. Weights that grow begin balanced, where `on` has them start.
 
     Passes: those of `on`.
     FLOPs: those of `on`; products and balancing, a few operations a weight, are charged neither by the paper nor here.

@@ -24,7 +24,7 @@ class SAM(Composer):
 
     Passes: those of `on`, twice in every step, or once with `single`.
     FLOPs: twice those of `on`, and so in our count; with `single`, no more than those.
-    Defaults: `rho` 0.05 is SAM's on CIFAR-10; `on` "rigl".
+    Defaults: `rho` 0.05 is SAM's on CIFAR-10, with `single` too, whose code has 0.5 unless told; `on` "rigl".
     Ambiguous: batch norm moves its running statistics in both passes, as in plain implementations. The last gradient of
         `single` is kept as it was computed; where masks have changed since, it counts on the present one.
     Reference: Foret et al., arXiv 2010.01412, algorithm 1; `single`: Ji et al. (S2-SAM), openreview MJgMMqMDu4.
