@@ -30,9 +30,6 @@ class Nuclear(Regularizer):
         real = s > _rounding(s, _matrix(layer, weight))
         return (u[:, real] @ vh[real]).view_as(weight)
 
-    def support(self, layer: Layer, weight: Tensor) -> Tensor:
-        return torch.ones_like(weight, dtype=torch.bool)
-
 
 def _matrix(layer: Layer, values: Tensor) -> Tensor:
     return values.reshape(layer.shape[0], -1)
@@ -83,19 +80,15 @@ class NuclearLinBreg(LinBreg):
     keeps: ClassVar[Mapping[str, str]] = {}
     grown: ClassVar[str] = ""
 
-    @property
-    def grain(self) -> int:
-        return 1
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid(self, start=(0, 1))
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> MirrorDescent:
         decay = self.recipe.weight_decay[self.kind]
         return MirrorDescent(
             groups, self.layers, self.direction(), Nuclear(), lam=self.lam, delta=self.delta, weight_decay=decay
         )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        valid(self, start=(0, 1))
 
     def setup(self, gradients: Gradients) -> None:
         for layer in self.layers:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from methods.dual_averaging import RMDA, DualAveraging
-from nets import STEPS, active, backward, begin, train
+from nets import active, begin, train
 from pruning import POSITIONS, same_after_resume, spent
 from suite.model import SparseModel
-from updates import held
+from updates import steps
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
 
@@ -27,13 +27,7 @@ def test_every_step_of_a_run_equals_the_simulation(kernel: str, control: str, mu
     start = [layer.weight.numpy().copy() for layer in model.layers]
     total = [np.zeros_like(w) for w in start]
     spent_lr = 0.0
-    for t in range(STEPS):
-        for group in method.optimizer.param_groups:
-            group["lr"] = method.lr(t)
-        method.begin(t)
-        backward(model, t)
-        before = [held(layer) for layer in model.layers]
-        method.step(t)
+    for t, before, _ in steps(method, model):
         root = math.sqrt(t + 1)
         spent_lr += method.lr(t) * root
         for layer, y, first, gathered in zip(model.layers, before, start, total, strict=True):

@@ -9,10 +9,10 @@ from torch import nn
 
 from methods.low_rank import Nuclear, NuclearLinBreg, rank
 from methods.mirror import MirrorDescent
-from nets import backward, begin, train
+from nets import begin, train
 from pruning import same_after_resume
 from suite.model import SparseModel
-from updates import held
+from updates import steps
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
 
@@ -33,13 +33,7 @@ def test_every_step_of_a_run_equals_the_simulation(kernel: str, lam: float) -> N
         kept = max(1, round(0.05 * len(s)))
         assert s[kept - 1] > 1e-3 > 1e-9 > s[kept:].max()
         duals.append(layer.weight.numpy() + lam * (u[:, :kept] @ vh[:kept]).reshape(layer.shape))
-    for t in range(12):
-        for group in method.optimizer.param_groups:
-            group["lr"] = method.lr(t)
-        method.begin(t)
-        backward(model, t)
-        before = [held(layer) for layer in model.layers]
-        method.step(t)
+    for t, before, _ in steps(method, model, 12):
         for layer, y, dual in zip(model.layers, before, duals, strict=True):
             dual -= method.lr(t) * (y.grad + 0.01 * y.weight)
             np.testing.assert_allclose(layer.weight.numpy(), shrunk(dual, lam), rtol=1e-7, atol=1e-11)
