@@ -36,6 +36,8 @@ class SAM(Composer):
     name: ClassVar[str] = "sam"
     citation: ClassVar[str] = "Foret et al., ICLR 2021, arXiv 2010.01412; Ji et al., NeurIPS 2024"
 
+    needs: ClassVar[tuple[str, ...]] = (*Composer.needs, "make_optimizer")  # duals would move in both passes
+
     def __post_init__(self) -> None:
         super().__post_init__()
         valid(self, rho=(0, math.inf))

@@ -70,6 +70,7 @@ def test_a_composer_that_names_itself_is_refused(monkeypatch: pytest.MonkeyPatch
     ("name", "on", "hook"),
     [
         ("sam", "small_dense", "network"),
+        ("sam", "ml_linbreg", "make_optimizer"),
         ("ham", "linbreg", "make_optimizer"),
         ("ham", "str", "make_optimizer"),
         ("sign_in", "ml_linbreg", "make_optimizer"),

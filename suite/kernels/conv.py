@@ -164,7 +164,7 @@ def _run(
     ordered = [torch.empty(one.entries) for one in active]
 
     def run(first: int, count: int, y: Tensor, y_blocked: bool) -> None:
-        source = x.data_ptr() + first * x[0].numel() * x.element_size() // (LANES if blocked else 1)
+        source = x.data_ptr() + first * x.shape[1:].numel() * x.element_size()  # of a blocked x, all at once
         for one, room in zip(active, ordered, strict=True):
             places = (values.data_ptr(), room.data_ptr(), at_bias, y.data_ptr())
             lib.conv_run(ctypes.addressof(one), source, count, blocked, *places, y_blocked, threads)
