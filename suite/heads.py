@@ -1,0 +1,81 @@
+"""Attention heads and hidden neurons of a transformer: which Layers hold them, and how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from suite.model import layer_name
+
+# Of a module with `num_heads`: the weights of queries, keys and values, together or apart, and of the output.
+ATTENTION = (
+    (("in_proj_weight",), "out_proj.weight"),
+    (("q_proj_weight", "k_proj_weight", "v_proj_weight"), "out_proj.weight"),
+    (("qkv.weight",), "proj.weight"),
+    (("q.weight", "k.weight", "v.weight"), "proj.weight"),
+    (("q_proj.weight", "k_proj.weight", "v_proj.weight"), "out_proj.weight"),
+)
+HIDDEN = (("fc1.weight", "fc2.weight"), ("linear1.weight", "linear2.weight"))
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of a part of the network, heads or neurons, and the names of its Layers.
+
+    Unit u of `number` has rows of each of `inputs`: with `repeats` r those are r * number equal parts, and the unit's
+    are the u-th, (number + u)-th and so on; of `output` it has the u-th of `number` equal parts of the columns.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    number: int
+    repeats: int = 1
+
+
+def attention(net: nn.Module) -> list[Units]:
+    """Every self-attention of the network whose weights are laid out as in torch or timm, in order."""
+    found = []
+    for path, module in net.named_modules():
+        heads = getattr(module, "num_heads", None)
+        if isinstance(heads, int):
+            for inputs, output in ATTENTION:
+                if units := _units(path, module, inputs, output, heads):
+                    found.append(units)
+    return found
+
+
+def hidden(net: nn.Module) -> list[Units]:
+    """Every pair of linear layers with neurons between them, as in the blocks of torch's and timm's transformers."""
+    pairs = ((path, module, first, second) for path, module in net.named_modules() for first, second in HIDDEN)
+    found = (
+        _units(path, module, (first,), second, (_size(module, first) or (0, 0))[0])
+        for path, module, first, second in pairs
+    )
+    return [units for units in found if units]
+
+
+def heads(net: nn.Module) -> dict[str, int]:
+    """How many heads each Layer of an attention has: in its rows, or in its columns where it is the output."""
+    return {name: units.number for units in attention(net) for name in (*units.inputs, units.output)}
+
+
+def _units(path: str, module: nn.Module, inputs: tuple[str, ...], output: str, number: int) -> Units | None:
+    """The units, if the module has these weights and they divide."""
+    sizes, out = [_size(module, name) for name in inputs], _size(module, output)
+    if out is None or not number or out[1] % number:
+        return None
+    repeats = 3 if len(inputs) == 1 and inputs[0].startswith(("qkv", "in_proj")) else 1
+    if any(size is None or size[0] != repeats * out[1] for size in sizes):
+        return None
+    prefix = f"{path}." if path else ""
+    return Units(tuple(layer_name(prefix + name) for name in inputs), layer_name(prefix + output), number, repeats)
+
+
+def _size(module: nn.Module, name: str) -> tuple[int, ...] | None:
+    path, _, attribute = name.rpartition(".")
+    owner = dict(module.named_modules()).get(path)
+    if owner is None or owner._parameters.get(attribute) is None:
+        return None
+    held = owner.__dict__.get("sparse_layers", {}).get(attribute, owner._parameters[attribute])  # stored as it may be
+    return tuple(held.shape) if len(held.shape) == 2 else None
