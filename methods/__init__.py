@@ -35,6 +35,7 @@ SIGN_IN = "Gadhikar et al., NeurIPS 2025, arXiv 2504.12801"
 HAM = "Jacobs et al., ICLR 2026, arXiv 2506.02630"
 SAM = "Foret et al., ICLR 2021, arXiv 2010.01412; Ji et al., NeurIPS 2024"
 BLOCKS = "Evci et al., ICML 2020, arXiv 1911.11134; Hoefler et al., JMLR 2021, arXiv 2102.00554"
+SVITE = "Chen et al., NeurIPS 2021, arXiv 2106.04533"
 DEPGRAPH = "Fang et al., CVPR 2023, arXiv 2301.12900"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
@@ -67,7 +68,7 @@ METHODS = (
     Entry("set:itop", "methods.dynamic:SET", "dynamic", SET, presets=ITOP),
     Entry("rigl", "methods.dynamic:RigL", "dynamic", RIGL),
     Entry("rigl:itop", "methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
-    Entry("rigl:svite", "methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
+    Entry("rigl:svite", "methods.dynamic:RigL", "dynamic", RIGL, presets={**ITOP, "stop": 0.8}),
     Entry("rigl:ml_linbreg", "methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
     Entry("snfs", "methods.snfs:SNFS", "dynamic", SNFS),
     Entry("mest", "methods.mest:MEST", "dynamic", MEST),
@@ -108,6 +109,7 @@ METHODS = (
     Entry(
         "ml_linbreg:block8", "methods.bregman:MLLinBreg", "structured", MULTILEVEL, presets={"regularizer": "block8"}
     ),
+    Entry("s2vite", "methods.svite:S2ViTE", "structured", SVITE),
     Entry("sign_in", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "static"}),
     Entry("sign_in:rigl", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "rigl"}),
     Entry("sign_in:acdc", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "acdc"}),
@@ -126,6 +128,5 @@ BiDST (ICML 2024) and NeurRev (ICLR 2024) have no usable reference code, and the
 implement them faithfully. EAST (arXiv 2411.13545) changes the network itself (DyReLU, shared weights) beside the masks,
 and the schedule of its density is not specified closely enough. PILoT (arXiv 2408.09966) is `spred` with balanced
 factors and a weight decay that rises while the L1 norm is above a bound and is then turned off: bound, factor and
-schedule are not public closely enough. Not built yet: the structured form of SViTE, and group LinBreg over attention
-heads.
+schedule are not public closely enough. Not built yet: group LinBreg over attention heads.
 """

@@ -83,9 +83,11 @@ class RigL(SET):
     FLOPs: (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) a step, as if updates never stopped; here an update takes the place of a
         step, so that our period is ΔT + 1, and dense gradients are counted where they are computed: none after `stop`.
     Defaults: `alpha`, cosine and `stop` from the paper, section 4; erk is one of its two allocations; `period` and
-        `init` from this suite's fairness rules. The itop preset: see `set`. The svite preset is the same: SViTE (Chen
-        et al., arXiv 2106.04533) trains DeiT by it for 600 epochs, with a period of 7000 or 15 000 steps; queries, keys
-        and values of all heads are one Layer in timm's ViT.
+        `init` from this suite's fairness rules. The itop preset: see `set`. The svite preset is the unstructured SViTE
+        (Chen et al., arXiv 2106.04533, and its code): that of itop, but updates end at 0.8 of the run. Its period, 7000
+        or 15 000 steps of 600 epochs, is about 1 % of its run, and its cosine ends with the run: here the recipe's
+        period, and a cosine to the last update. Queries, keys and values of all heads are one Layer in timm's ViT, as
+        in the code, so ERK gives them one density.
     Ambiguous: the code updates at step 0 already and breaks ties by noise: here the first update is at `period`, and
         among ties the first in memory wins. A dropped weight loses its momentum; the authors' code does not clear it.
     Reference: Evci et al., arXiv 1911.11134, algorithm 1.

@@ -1,0 +1,260 @@
+"""SViTE and S2ViTE: which tensors are masked, whole heads and neurons, their scores by hooks, updates in NumPy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from methods.dynamic import RigL
+from methods.svite import S2ViTE, parts, taylor, units
+from pruning import same_after_resume
+from suite import registry
+from suite.model import SparseModel
+from suite.train import Training
+
+BLOCKS = ("blocks.0", "blocks.1")
+MASKED = [f"{block}.{name}" for block in BLOCKS for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+HEADS, NEURONS, WIDTH = 4, 192, 48  # of each block
+HEAD, NEURON = 4 * WIDTH * WIDTH // HEADS, 2 * WIDTH  # weights of one
+DENSE = WIDTH * 16 + 10 * WIDTH  # patches and classifier
+TOTAL = DENSE + 2 * (HEADS * HEAD + NEURONS * NEURON)
+KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
+
+
+def task(steps: int = 48, name: str = "digits/vit"):
+    found = registry.task(name)
+    return replace(found, recipe=replace(found.recipe, steps=steps))
+
+
+def begun(sparsity: float = 0.5, kernel: str = "masked", seed: int = 0, **fields) -> Training:
+    training = Training(task(), S2ViTE(sparsity=sparsity, **fields), seed=seed, kernel=kernel)
+    training.setup()
+    return training
+
+
+def alive(training: Training, block: str) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and neurons that are on, after a check that all of each is or none."""
+    masks = {y.name: y.forward_mask for y in training.model.layers}
+    qkv = masks[f"{block}.attn.qkv"].numpy().reshape(3, HEADS, -1)
+    proj = masks[f"{block}.attn.proj"].numpy().reshape(WIDTH, HEADS, -1)
+    fc1, fc2 = masks[f"{block}.mlp.fc1"].numpy(), masks[f"{block}.mlp.fc2"].numpy()
+    heads, neurons = qkv[0, :, 0], fc1[:, 0]
+    assert (qkv == heads[None, :, None]).all() and (proj == heads[None, :, None]).all()
+    assert (fc1 == neurons[:, None]).all() and (fc2 == neurons[None, :]).all()
+    return heads, neurons
+
+
+# ---- what is masked --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rigl:svite", "s2vite"])
+def test_the_golden_list_of_masked_tensors(name: str) -> None:
+    """The unstructured form masks every matrix, as the code does, the structured one those of the blocks alone."""
+    training = Training(task(), registry.method(name, sparsity=0.5), seed=0)
+    training.setup()
+    everything = [y.name for y in training.model.layers]
+    assert everything == ["patch_embed.proj", *MASKED, "head"]
+    masked = [y.name for y in training.model.layers if y.forward_mask is not None]
+    assert masked == (everything if name == "rigl:svite" else MASKED)
+    others = {n for n, _ in training.model.net.named_parameters()} - {y.key for y in training.model.layers}
+    assert {"cls_token", "pos_embed", "blocks.0.norm1.weight", "blocks.0.attn.qkv.bias"} <= others
+    assert all("bias" in n or "norm" in n or n in ("cls_token", "pos_embed") for n in others)
+
+
+def test_the_preset_is_itop_until_four_fifths_of_the_run() -> None:
+    method = registry.method("rigl:svite", sparsity=0.5)
+    assert isinstance(method, RigL) and method.allocation == "erk"
+    assert (method.alpha, method.floor, method.stop, method.after_step) == (0.5, 0.005, 0.8, True)
+    for made in (method, S2ViTE(sparsity=0.5)):
+        Training(task(100), made, seed=0)
+        assert [t for t in range(100) if made.due(t)] == list(range(4, 80, 4))
+        assert made.fraction(40) == pytest.approx((0.5 + 0.005) / 2) and made.fraction(80) == 0.005
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.75, 0.8])
+def test_counts_are_whole_heads_and_as_many_neurons_as_the_target_leaves(sparsity: float) -> None:
+    training = begun(sparsity)
+    wanted = round((1 - sparsity) * TOTAL)
+    assert training.model.maskable == TOTAL
+    share = (wanted - DENSE) / (TOTAL - DENSE)
+    found = [alive(training, block) for block in BLOCKS]
+    assert [int(heads.sum()) for heads, _ in found] == [max(1, round(share * HEADS))] * 2
+    number = [int(neurons.sum()) for _, neurons in found]
+    assert max(number) - min(number) <= 1
+    active = sum(y.nnz() for y in training.model.layers)
+    assert active == DENSE + 2 * max(1, round(share * HEADS)) * HEAD + sum(number) * NEURON
+    assert abs(active - wanted) <= NEURON / 2 and training.method.grain == NEURON
+
+
+def test_units_are_drawn_by_the_seed() -> None:
+    drawn = {begun(seed=seed).model["blocks.0.mlp.fc1"].forward_mask.numpy().tobytes() for seed in (0, 0, 1)}
+    assert len(drawn) == 2
+
+
+def test_it_skips_with_a_reason() -> None:
+    assert "no attention heads" in S2ViTE(sparsity=0.5).skip(task(name="digits/mlp"))
+    least = DENSE + 2 * (HEAD + NEURON)
+    most = math.floor(1000 * (1 - least / TOTAL)) / 1000
+    assert f"the sparsity is {most:g}" in S2ViTE(sparsity=0.95).skip(task())
+    assert S2ViTE(sparsity=most).skip(task()) is None
+    with pytest.raises(ValueError, match="run at that or less"):
+        begun(0.95)
+    for field, value in (("alpha", 1.5), ("floor", 0.9), ("stop", -1.0)):
+        with pytest.raises(ValueError, match=f"s2vite: {field} is"):
+            S2ViTE(sparsity=0.5, **{field: value})
+
+
+def test_parts_that_the_task_keeps_dense_stay_whole() -> None:
+    given = replace(task(), dense=("patch_embed.proj", "head", "blocks.0.attn.proj"))
+    training = Training(given, S2ViTE(sparsity=0.5), seed=0)
+    training.setup()
+    assert [y.name for y in training.model.layers if y.forward_mask is None] == ["blocks.0.attn.qkv"]
+
+
+# ---- scores and updates ----------------------------------------------------------------------------------------------
+
+
+def test_the_taylor_score_of_heads_is_that_of_their_activations() -> None:
+    training = begun()
+    model, batch = training.model, next(training.task.batches("train", 0))
+    attentions, _ = parts(model)
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        args[0].retain_grad()
+        kept.append(args[0])
+
+    for part in attentions:
+        model.net.get_submodule(part.output).register_forward_pre_hook(keep)
+    nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    for part, handed in zip(attentions, kept, strict=True):
+        product = (handed * handed.grad).sum((0, 1)).view(HEADS, -1).sum(1).abs()
+        on = model[part.output].forward_mask[0].view(HEADS, -1)[:, 0]
+        found = taylor(model[part.output], part)
+        torch.testing.assert_close(found[on], product[on], rtol=1e-4, atol=1e-7)
+        assert bool(on.any()) and float(found[on].min()) > 0
+
+
+def expected(weights, grads, masks, block: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and neurons after an update, in NumPy."""
+    out_w, out_g = (x[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1) for x in (weights, grads))
+    fc1, fc2, fc2_g = weights[f"{block}.mlp.fc1"], weights[f"{block}.mlp.fc2"], grads[f"{block}.mlp.fc2"]
+    heads = masks[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1)[0, :, 0]
+    neurons = masks[f"{block}.mlp.fc2"][0]
+    cases = (
+        (heads, np.abs((out_w * out_g).sum((0, 2))), np.abs(out_g).sum((0, 2))),
+        (neurons, np.abs(fc1).sum(1) + np.abs(fc2).sum(0), np.abs(fc2_g).sum(0)),
+    )
+    found = []
+    for on, death, growth in cases:
+        moved = math.ceil(fraction * on.sum())
+        order = sorted(np.flatnonzero(on), key=lambda u: death[u])
+        kept = set(order[moved:])
+        back = sorted(set(range(len(on))) - kept, key=lambda u: -growth[u])[:moved]
+        found.append(np.isin(np.arange(len(on)), [*kept, *back]))
+    return found[0], found[1]
+
+
+@KERNELS
+def test_updates_against_numpy(kernel: str) -> None:
+    training = begun(0.6, kernel)
+    method, model, seen = training.method, training.model, 0
+    update = method.update
+
+    def compared(t: int) -> None:
+        nonlocal seen
+        names = {y.name: y for y in model.layers}
+        weights = {n: y.weight.numpy().copy() for n, y in names.items()}
+        grads = {n: y.grad.numpy().copy() for n, y in names.items()}
+        masks = {n: names[n].forward_mask.numpy().copy() for n in MASKED if n.endswith(("proj", "fc2"))}
+        fraction = 0.005 + 0.495 * (1 + math.cos(math.pi * t / (0.8 * 48))) / 2
+        wanted = {block: expected(weights, grads, masks, block, fraction) for block in BLOCKS}
+        update(t)
+        for block in BLOCKS:
+            for ours, theirs in zip(alive(training, block), wanted[block], strict=True):
+                assert np.array_equal(ours, theirs), (t, block)
+            seen += int((wanted[block][1] & ~masks[f"{block}.mlp.fc2"][0]).sum())
+        for name, layer in names.items():
+            on = layer.forward_mask if layer.forward_mask is not None else torch.ones(layer.shape, dtype=torch.bool)
+            assert np.array_equal(layer.weight.numpy()[on.numpy()], weights[name][on.numpy()]), "values stay"
+            if name.endswith(("attn.proj", "fc2")):
+                assert not layer.weight[~on].any(), "columns of units that are off are zero"
+
+    method.update = compared
+    training.run()
+    assert seen > 50, "neurons do come and go"
+
+
+def test_an_update_reads_all_rows_without_changing_what_is_computed() -> None:
+    training = begun()
+    model, batch = training.model, next(training.task.batches("train", 0))
+    model.net.eval()
+    with torch.no_grad():
+        before = model(batch[0]).clone()
+        training.method.begin(training.recipe.period)
+        assert all(model[name].forward_mask is None for part in units(model) for name in part.inputs)
+        torch.testing.assert_close(model(batch[0]), before, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_come_back_as_they_were_and_columns_learn_at_once() -> None:
+    training = begun(0.6, alpha=0.3)
+    first = training.task.build(0).state_dict()["blocks.0.mlp.fc1.weight"]
+    never = ~training.model["blocks.0.mlp.fc1"].forward_mask[:, 0]
+    training.run(until=training.recipe.period)
+    torch.testing.assert_close(training.model["blocks.0.mlp.fc1"].weight[never], first[never])
+    training.run(until=training.recipe.period + 1)
+    new = training.model["blocks.0.mlp.fc1"].forward_mask[:, 0] & never
+    assert bool(new.any()) and training.model["blocks.0.mlp.fc2"].weight[:, new].abs().sum(0).min() > 0
+
+
+# ---- the suite's side ------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_pass_by_hand() -> None:
+    training = begun()
+    model, active = training.model, sum(y.nnz() for y in training.model.layers)
+    patches = WIDTH * 16 * 4  # four patches, and then five tokens
+
+    def cost(read: int, grad: int) -> float:
+        """Of the weights but patches and classifier, which are used at 4 and 1 places, at 5."""
+        return 2 * 5 * (2 * read + grad) + 3 * 2 * (patches + 10 * WIDTH)
+
+    blocks = active - DENSE
+    dense = TOTAL - DENSE
+    rest = model.cost().papers - cost(blocks, blocks)
+    assert rest == pytest.approx(0)
+    training.method.begin(training.recipe.period)
+    rows = sum(model[n].numel - model[n].nnz("grad") for part in units(model) for n in part.inputs)
+    cols = sum(model[part.output].numel - model[part.output].nnz() for part in units(model))
+    assert rows + cols == dense - blocks
+    assert model.cost().papers == pytest.approx(cost(blocks + rows, blocks + cols))
+
+
+def test_nothing_is_left_of_units_that_are_off() -> None:
+    training = begun()
+    training.run()
+    training.method.finish()
+    for layer in training.model.layers:
+        if layer.forward_mask is not None:
+            assert not layer.weight[~layer.forward_mask].any() and layer.grad_mask is layer.forward_mask
+
+
+@KERNELS
+@pytest.mark.parametrize("stop", [4, 9])
+def test_resuming_is_bit_exact(kernel: str, stop: int) -> None:
+    same_after_resume(task(24), lambda: S2ViTE(sparsity=0.6), stop, kernel)
+
+
+def test_torchs_encoder_has_heads_too() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 40, dropout=0.0, batch_first=True)
+    model = SparseModel(nn.TransformerEncoder(layer, 2), torch.zeros(2, 5, 16))
+    method = S2ViTE(sparsity=0.4)
+    method.attach(model, task().recipe, seed=0)
+    method.setup(lambda batches=1, create_graph=False, temperature=1.0: [])
+    active = sum(y.nnz() for y in model.layers)
+    assert abs(active - 0.6 * model.maskable) <= 16
