@@ -161,8 +161,9 @@ def expected(weights, grads, masks, block: str, fraction: float) -> tuple[np.nda
 
 
 @KERNELS
-def test_updates_against_numpy(kernel: str) -> None:
-    training = begun(0.6, kernel)
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
+    training = begun(sparsity, kernel)
     method, model, seen = training.method, training.model, 0
     update = method.update
 
