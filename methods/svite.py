@@ -62,44 +62,20 @@ class S2ViTE(SET):
         return max(weight(self.model, part) for part in parts(self.model)[1])
 
     def setup(self, gradients: Gradients) -> None:
-        if reason := refusal(self.model, self.sparsity):
-            raise ValueError(reason)
         for part, number in plan(self.model, self.sparsity).items():
-            self.turn_on(part, random_mask((part.number,), number, self.rng))
+            turn_on(self.model, part, random_mask((part.number,), number, self.rng))
 
     def begin(self, t: int) -> None:
         if self.due(t):
-            for part in units(self.model):
-                self.model[part.output].grad_mask = None
-                for name in part.inputs:
-                    self.model[name].forward_mask = None
+            look(self.model)
 
     def update(self, t: int) -> None:
-        attentions, _ = parts(self.model)
         for part in units(self.model):
-            out = self.model[part.output]
-            assert out.forward_mask is not None
-            on = columns(out.forward_mask, part).any(1)
-            moved = math.ceil(self.fraction(t) * int(on.sum()))
-            score = taylor(out, part) if part in attentions else size(self.model, part)
-            kept = top(score.masked_fill(~on, -math.inf), int(on.sum()) - moved)
-            growth = columns(out.grad, part).abs().sum(1)
-            self.turn_on(part, grow(kept, growth, moved))
-
-    def turn_on(self, part: Units, on: Tensor) -> None:
-        """Make these units, (number,), the active ones; columns of all others become zero."""
-        for name in (*part.inputs, part.output):
-            layer = self.model[name]
-            mask = spread(on.to(layer.parameter.device), layer, part)
-            layer.forward_mask = layer.grad_mask = mask
-            if name == part.output:
-                layer.forget(~mask)
+            turn_on(self.model, part, chosen(self.model, part, self.fraction(t)))
 
     def finish(self) -> None:
-        """What no pass reads is no part of the model."""
         for layer in self.layers:
-            if layer.forward_mask is not None:
-                layer.forget(~layer.forward_mask)
+            clear(layer)
 
 
 # ---- units of the network --------------------------------------------------------------------------------------------
@@ -125,7 +101,9 @@ def weight(model: SparseModel, part: Units) -> int:
 
 
 def plan(model: SparseModel, sparsity: float) -> dict[Units, int]:
-    """How many units of each part are active: as many weights as nearly as neurons allow."""
+    """How many units of each part are active: as many weights as nearly as neurons allow; ValueError if too few."""
+    if reason := refusal(model, sparsity):
+        raise ValueError(reason)
     attentions, pairs = parts(model)
     each = {part: weight(model, part) for part in attentions + pairs}
     total = sum(each[part] * part.number for part in each)
@@ -153,6 +131,42 @@ def refusal(model: SparseModel, sparsity: float) -> str | None:
         most = math.floor(1000 * (1 - least / model.maskable)) / 1000
         return f"s2vite: with one head and one neuron in each block the sparsity is {most:g}; run at that or less"
     return None
+
+
+# ---- changing which are on -------------------------------------------------------------------------------------------
+
+
+def look(model: SparseModel) -> None:
+    """Let the next pass read the rows of every unit, and compute the gradients of its columns."""
+    for part in units(model):
+        model[part.output].grad_mask = None
+        for name in part.inputs:
+            model[name].forward_mask = None
+
+
+def chosen(model: SparseModel, part: Units, fraction: float) -> Tensor:
+    """Which units are active after this share of them was exchanged, (number,)."""
+    out = model[part.output]
+    assert out.forward_mask is not None
+    on = columns(out.forward_mask, part).any(1)
+    moved = math.ceil(fraction * int(on.sum()))
+    score = taylor(out, part) if part in parts(model)[0] else size(model, part)
+    kept = top(score.masked_fill(~on, -math.inf), int(on.sum()) - moved)
+    return grow(kept, columns(out.grad, part).abs().sum(1), moved)
+
+
+def turn_on(model: SparseModel, part: Units, on: Tensor) -> None:
+    """Make these units, (number,), the active ones; columns of all others become zero."""
+    for name in (*part.inputs, part.output):
+        layer = model[name]
+        layer.forward_mask = layer.grad_mask = spread(on.to(layer.parameter.device), layer, part)
+    clear(model[part.output])
+
+
+def clear(layer: Layer) -> None:
+    """Forget what no pass reads."""
+    if layer.forward_mask is not None:
+        layer.forget(~layer.forward_mask)
 
 
 def spread(on: Tensor, layer: Layer, part: Units) -> Tensor:
