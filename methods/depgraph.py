@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,10 +33,10 @@ class Group(NamedTuple):
     sides: list[Side]
 
 
-def coupled(net: nn.Module, example: Tensor) -> list[Group]:
+def coupled(net: nn.Module, example: Tensor, whole: Collection[str] = ()) -> list[Group]:
     """The groups of channels between layers of a network, by the dependency graph of the package torch-pruning.
 
-    RuntimeError without that package.
+    Without those that are outputs of a layer in `whole`. RuntimeError without that package.
     """
     try:
         from torch_pruning import DependencyGraph
@@ -53,7 +53,8 @@ def coupled(net: nn.Module, example: Tensor) -> list[Group]:
                 out = graph.is_out_channel_pruning_fn(dependency.handler)
                 dim = 0 if out or isinstance(module, nn.BatchNorm2d) else 1
                 sides.append(Side(names[module], dim, len(indices) // channels))
-        if any(side.dim == 1 for side in sides):  # else nothing reads these channels but the loss
+        kept = any(side.dim == 0 and side.name in whole for side in sides)
+        if not kept and any(side.dim == 1 for side in sides):  # else nothing reads these channels but the loss
             found.append(Group(channels, sides))
     return found
 
@@ -70,8 +71,8 @@ class DepGraph(OneShot):
     FLOPs: 3 f_D a step, f_D that of the network as it is; the norms are charged neither by the paper nor here.
     Defaults: OneShot's; the group norm and one share for all groups are the paper's plain setting (local pruning).
     Ambiguous: the paper trains with a group penalty before the cut, as an option: left out, so that the training before
-        it is dense SGD's. Layers that the task keeps dense lose channels where they share them with others, as shapes
-        must fit. Attention, and convolutions in groups, are left out.
+        it is dense SGD's. Layers that the task keeps dense keep all outputs, and whatever shares them; their inputs go
+        with the channels that feed them, as shapes must fit. Attention, and convolutions in groups, are left out.
     Reference: Fang et al., arXiv 2301.12900, sections 3.1 and 3.3, by torch-pruning.
     """
 
@@ -87,7 +88,10 @@ class DepGraph(OneShot):
     def network(self, task: Task, seed: int) -> nn.Module:
         if reason := unfit(net := task.build(seed)):
             raise ValueError(reason)
-        self.groups = coupled(net, task.example())
+        found = SparseModel(task.build(seed), task.example(), task.dense)
+        free = {layer.key.rpartition(".")[0] for layer in found.layers}
+        weighted = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        self.groups = coupled(net, task.example(), {*weighted} - free)
         return task.build(seed)
 
     def setup(self, gradients: Gradients) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,23 @@ def test_what_it_cannot_prune_is_skipped_with_a_reason(images) -> None:
     other.weight = one.weight
     assert "share a weight" in unfit(nn.Sequential(one, other))
     assert DepGraph().skip(RESNET) is None
+
+
+def test_what_the_task_keeps_dense_keeps_its_outputs() -> None:
+    """Inputs go with the layer before; a residual stream that a dense layer writes to stays as wide as it was."""
+    given = replace(task(MLP), dense=("fc2",))
+    training = Training(given, DepGraph(sparsity=0.5))
+    training.setup()
+    training.run()
+    width = min(range(1, 101), key=lambda h: abs(64 * h + 1000 - 0.5 * 7400))
+    shapes = [tuple(p.shape) for p in training.model.net.parameters() if p.dim() > 1]
+    assert shapes == [(width, 64), (100, width), (10, 100)]
+    training = Training(replace(task(RESNET), dense=("layer3.0.conv2",)), DepGraph(sparsity=0.5))
+    training.setup()
+    training.run()
+    net = training.model.net
+    assert net.layer3[0].conv2.out_channels == net.layer3[0].downsample[0].out_channels == 32
+    assert net.layer4[0].conv1.in_channels == 32 > net.layer3[0].conv2.in_channels
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch) -> None:
