@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from suite import registry
-from suite.plan import Run
+from suite.plan import Run, own_data
 
 
 def training_flops(run: Run) -> tuple[float, float]:
@@ -21,7 +21,7 @@ def training_flops(run: Run) -> tuple[float, float]:
     """
     from suite.model import SparseModel
 
-    task = registry.task(run.task, run.plugins, run.recipe)
+    task = own_data(registry.task(run.task, run.plugins, run.recipe), run.data_root, run.download)
     model = SparseModel(task.build(0), task.example(), task.dense)
     passes = model.dense_passes
     maskable = sum(passes.forward.get(layer.key, 0) for layer in model.layers)

@@ -9,7 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from suite.meters.flops import measure
 from suite.meters.memory import model_bytes
 from suite.method import Method
 from suite.model import SparseModel
-from suite.plan import Run
+from suite.plan import Run, own_data
 from suite.task import Task
 from suite.train import Diverged, Training
 from suite.values import plain
@@ -43,8 +43,7 @@ def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_me
 def build(run: Run) -> tuple[Task, Method]:
     """The task, with its recipe as the run wants it, and the method."""
     recipe = dict(run.recipe) | ({"precision": run.precision} if run.precision else {})
-    task = registry.task(run.task, plugins=run.plugins, recipe=recipe)
-    task = replace(task, root=Path(run.data_root) if run.data_root else None, download=run.download)
+    task = own_data(registry.task(run.task, plugins=run.plugins, recipe=recipe), run.data_root, run.download)
     options = dict(run.hyperparameters)
     if run.sparsity is not None:
         options["sparsity"] = run.sparsity

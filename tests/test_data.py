@@ -14,6 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
+from suite import estimate
+from suite.plan import Run
 from suite.task import DataError
 from tasks import data, folder
 
@@ -277,6 +279,11 @@ def test_download_asks_the_network_only_when_told(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no route to host"):
         data.load("cifar10", tmp_path, download=True)
     assert asked == [CIFAR10.url]
+
+
+def test_the_cost_of_a_run_is_estimated_on_the_users_data(images):
+    run = Run("dense", "cifar10/vit_tiny", data_root=str(images), recipe={"steps": 2, "batch": 1})
+    assert estimate.training_flops(run)[0] > 0
 
 
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"{ARCHIVE} is missing")
