@@ -89,6 +89,7 @@ METHODS = (
     Entry("linbreg:heavy_ball", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "heavy_ball"}),
     Entry("linbreg:row", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "row"}),
     Entry("linbreg:kernel", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "kernel"}),
+    Entry("linbreg:head", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "head"}),
     Entry("nuclear_linbreg", "methods.low_rank:NuclearLinBreg", "bregman", BREGMAN, sparse=False),
     Entry("adabreg", "methods.bregman:AdaBreg", "bregman", BREGMAN),
     Entry("ml_linbreg", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL),
@@ -128,5 +129,5 @@ BiDST (ICML 2024) and NeurRev (ICLR 2024) have no usable reference code, and the
 implement them faithfully. EAST (arXiv 2411.13545) changes the network itself (DyReLU, shared weights) beside the masks,
 and the schedule of its density is not specified closely enough. PILoT (arXiv 2408.09966) is `spred` with balanced
 factors and a weight decay that rises while the L1 norm is above a bound and is then turned off: bound, factor and
-schedule are not public closely enough. Not built yet: group LinBreg over attention heads.
+schedule are not public closely enough.
 """

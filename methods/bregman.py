@@ -35,15 +35,15 @@ KEPT = {"dual": "of every weight, zero or not", "momentum": "of every weight, ze
 class LinBreg(Method):
     """Gradient descent on a dual variable v, from which the weights are read: prox of delta lambda J at delta v.
 
-    J is `regularizer`: l1, row, kernel, or blocks of outputs, block2, 4 and 8. `control` says where lambda comes from.
-    "quantile": set at every fine step so that the density is exactly on a curve from `start_density` (0: half the
-    target, at least 5 %; never above the target) to the target, which it reaches at the share `ramp` of the run; the
-    same for all Layers (`scope` "global"), or each Layer's own, for the density that `allocation` gives it ("layer").
-    "fixed": it is `lam`, and the sparsity is what it will be. "multiplicative": from `lam` on by the rule of arXiv
-    2605.07892. `repair` carries the duals along when lambda moves (an ablation). `momentum` is "", "ema" or
-    "heavy_ball". `scale` is a factor on the learning rate (0: the recipe's `plain_scale`), which is lr / (1 - momentum)
-    of the recipe for rules that do not accumulate
-    themselves; the heavy ball takes lr as it is.
+    J is `regularizer`: l1, row, kernel, head (rows where there are none), or blocks of outputs, block2, 4 and 8.
+    `control` says where lambda comes from. "quantile": set at every fine step so that the density is exactly on a curve
+    from `start_density` (0: half the target, at least 5 %; never above the target) to the target, which it reaches at
+    the share `ramp` of the run; the same for all Layers (`scope` "global"), or each Layer's own, for the density that
+    `allocation` gives it ("layer"). "fixed": it is `lam`, and the sparsity is what it will be. "multiplicative": from
+    `lam` on by the rule of arXiv 2605.07892. `repair` carries the duals along when lambda moves (an ablation).
+    `momentum` is "", "ema" or "heavy_ball". `scale` is a factor on the learning rate (0: the recipe's `plain_scale`),
+    which is lr / (1 - momentum) of the recipe for rules that do not accumulate themselves; the heavy ball takes lr as
+    it is.
 
     Passes: the weights that are not zero, groups as wholes, are read; every weight gradient is computed, at every step,
         because the duals of zero weights move too.
@@ -52,7 +52,8 @@ class LinBreg(Method):
     Defaults: `delta` is the code's, `lam` the paper's for its MLP; `control`, `ramp` and `start_density` are ours (the
         paper: fixed lambda from a density of 1 %); allocation, `init`, learning rate and weight decay are the suite's.
     Ambiguous: weight decay is decoupled, on the dual, as in the code of arXiv 2605.07892. The multiplicative rule moves
-        lambda at the recipe's period (that code: every 50 steps). Groups of a Conv2d are kernels in the paper.
+        lambda at the recipe's period (that code: every 50 steps). Groups of a Conv2d are kernels in the paper. A
+        head has one group in queries, keys and values and one in the output's columns, and is off where either is zero.
     Reference: Bungert et al., arXiv 2105.04319, algorithms 1 and 2.
     """
 

@@ -18,6 +18,7 @@ REGULARIZERS = {
     "l1": "entries",
     "row": "rows",
     "kernel": "kernels",
+    "head": "heads",
     "block2": "blocks2",
     "block4": "blocks4",
     "block8": "blocks8",

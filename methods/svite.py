@@ -171,10 +171,7 @@ def clear(layer: Layer) -> None:
 
 def spread(on: Tensor, layer: Layer, part: Units) -> Tensor:
     """The mask of a Layer in which the weights of these units, (number,), are active."""
-    if layer.name == part.output:
-        return on.repeat_interleave(layer.shape[1] // part.number).expand(layer.shape).contiguous()
-    rows = on.repeat_interleave(layer.shape[0] // part.repeats // part.number).repeat(part.repeats)
-    return rows[:, None].expand(layer.shape).contiguous()
+    return on[:, None].expand(part.axes(layer.name, layer.shape)).reshape(layer.shape)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 Groups share the leading indices of the weight: `entries` (each by itself), `rows` (all that feeds one output of a
 Linear or Conv2d), `kernels` (the 2-D kernel of one pair of channels of a Conv2d; single entries of a Linear).
 `blocks2`, `blocks4` and `blocks8` are as many consecutive outputs at one place of their rows; in a Layer whose number
-of outputs is no multiple, half as many, and so on down to single entries.
+of outputs is no multiple, half as many, and so on down to single entries. `heads` are the attention heads of a Layer
+that has them, and its rows elsewhere.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -19,23 +22,15 @@ BLOCKS = {"blocks2": 2, "blocks4": 4, "blocks8": 8}
 
 def size(layer: Layer, groups: str) -> int:
     """How many entries one group of the layer has; ValueError for a kind of group that there is not."""
-    if groups in BLOCKS:
-        height = BLOCKS[groups]
-        while layer.shape[0] % height:
-            height //= 2
-        return height
-    if groups not in LEADING:
-        raise ValueError(f"unknown groups {groups!r}; choose one of {', '.join([*LEADING, *BLOCKS])}")
-    leading = LEADING[groups]
-    return 1 if leading is None else layer.shape[leading:].numel()
+    lengths, numbering = _axes(layer, groups)
+    return math.prod(length for axis, length in enumerate(lengths) if axis not in numbering)
 
 
 def arranged(layer: Layer, dense: Tensor, groups: str) -> Tensor:
     """A tensor of the weight's shape as (number of groups, entries of each)."""
-    number = size(layer, groups)
-    if groups in BLOCKS:
-        dense = dense.reshape(layer.shape[0] // number, number, -1).transpose(1, 2)
-    return dense.reshape(-1, number)
+    lengths, numbering = _axes(layer, groups)
+    inner = [axis for axis in range(len(lengths)) if axis not in numbering]
+    return dense.reshape(lengths).permute(*numbering, *inner).reshape(-1, size(layer, groups))
 
 
 def norms(layer: Layer, stored: Tensor, groups: str) -> Tensor:
@@ -57,14 +52,25 @@ def spread(layer: Layer, values: Tensor, groups: str) -> Tensor:
 
 def spread_dense(layer: Layer, values: Tensor, groups: str) -> Tensor:
     """One value a group, handed to every entry of the group, in the weight's shape."""
-    number = size(layer, groups)
-    if groups in BLOCKS:
-        values = values.view(layer.shape[0] // number, 1, -1).expand(-1, number, -1)
-        return values.reshape(layer.shape)
-    return values.repeat_interleave(number).view(layer.shape)
+    lengths, numbering = _axes(layer, groups)
+    values = values.view([length if axis in numbering else 1 for axis, length in enumerate(lengths)])
+    return values.expand(lengths).reshape(layer.shape)
 
 
 def _owners(layer: Layer, groups: str) -> Tensor:
     """The group of every stored entry."""
     number = layer.numel // size(layer, groups)
     return spread(layer, torch.arange(number, device=layer.parameter.device), groups)
+
+
+def _axes(layer: Layer, groups: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The weight's shape, axes split or joined, and those of them that number the groups, in order."""
+    if groups == "heads":
+        return (layer.heads, (1,)) if layer.heads else _axes(layer, "rows")
+    if groups in BLOCKS:
+        height = math.gcd(BLOCKS[groups], layer.shape[0])
+        return (layer.shape[0] // height, height, layer.numel // layer.shape[0]), (0, 2)
+    if groups not in LEADING:
+        raise ValueError(f"unknown groups {groups!r}; choose one of {', '.join([*LEADING, *BLOCKS, 'heads'])}")
+    leading = len(layer.shape) if LEADING[groups] is None else LEADING[groups]
+    return (layer.shape[:leading].numel(), layer.shape[leading:].numel()), (0,)

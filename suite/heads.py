@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from suite.model import layer_name
+from suite.layer import layer_name
 
 # Of a module with `num_heads`: the weights of queries, keys and values, together or apart, and of the output.
 ATTENTION = (
@@ -32,6 +33,12 @@ class Units:
     number: int
     repeats: int = 1
 
+    def axes(self, name: str, shape: torch.Size) -> tuple[int, int, int]:
+        """The shape of one of the Layers with the units as the middle axis, rows or columns split."""
+        if name == self.output:
+            return shape[0], self.number, shape[1] // self.number
+        return self.repeats, self.number, shape.numel() // self.repeats // self.number
+
 
 def attention(net: nn.Module) -> list[Units]:
     """Every self-attention of the network whose weights are laid out as in torch or timm, in order."""
@@ -55,9 +62,9 @@ def hidden(net: nn.Module) -> list[Units]:
     return [units for units in found if units]
 
 
-def heads(net: nn.Module) -> dict[str, int]:
-    """How many heads each Layer of an attention has: in its rows, or in its columns where it is the output."""
-    return {name: units.number for units in attention(net) for name in (*units.inputs, units.output)}
+def heads(net: nn.Module) -> dict[str, Units]:
+    """The attention of each Layer that belongs to one, by the Layer's name."""
+    return {name: units for units in attention(net) for name in (*units.inputs, units.output)}
 
 
 def _units(path: str, module: nn.Module, inputs: tuple[str, ...], output: str, number: int) -> Units | None:

@@ -31,6 +31,7 @@ class Layer:
         kernel: Kernel,
         key: str = "",
         fallback: str | None = None,
+        heads: tuple[int, int, int] | None = None,
     ) -> None:
         self.name = name
         self.key = key or f"{name}.weight"
@@ -39,6 +40,7 @@ class Layer:
         self.positions = positions
         self.kernel = kernel
         self.fallback = fallback  # why it is not the run's kernel, or None
+        self.heads = heads  # the weight's shape with its attention heads as the middle axis, or None
         self.keeps: Mapping[str, str] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.reserve: dict[str, Tensor] = {}
@@ -302,3 +304,8 @@ class Layer:
 def _version(mask: Mask) -> int:
     """How often a mask was edited in place, as torch counts it; it does not in inference mode."""
     return 0 if mask is None or mask.is_inference() else mask._version
+
+
+def layer_name(parameter: str) -> str:
+    """A Layer's name: the parameter's without a closing ".weight"."""
+    return parameter.removesuffix(".weight")

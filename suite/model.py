@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite import kernels
+from suite import heads, kernels
 from suite.kernels.base import Activation
-from suite.layer import Layer
+from suite.layer import Layer, layer_name
 from suite.meters.flops import Cost, PassCost, measure
 
 WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -94,6 +94,7 @@ class SparseModel:
                 near = difflib.get_close_matches(pattern, named, 3) or list(named)[:5]
                 raise ValueError(f"dense pattern {pattern!r} matches no layer; did you mean {', '.join(near)}?")
         canonical = {p: n for n, p in self.net.named_parameters()}
+        attentions = heads.heads(self.net)
         order = {name: i for i, name in enumerate(self.dense_passes.forward)}
         layers = []
         for parameter, places in candidates.items():
@@ -111,7 +112,8 @@ class SparseModel:
             reasons = [self.kernel.unsupported(module, attribute) for _, module, attribute in places]
             reason = next(filter(None, reasons), None)
             kernel = kernels.get("masked") if reason else self.kernel
-            layer = Layer(name, parameter, positions, kernel, key, reason)
+            split = attentions[name].axes(name, parameter.shape) if name in attentions else None
+            layer = Layer(name, parameter, positions, kernel, key, reason, split)
             for _, module, attribute in places:
                 _swap(module, attribute, layer)
             layers.append(layer)
@@ -232,11 +234,6 @@ def weights_of(module: nn.Module) -> tuple[str, ...]:
         if isinstance(module, kind):
             return tuple(a for a in attributes if module._parameters.get(a) is not None)
     return ()
-
-
-def layer_name(parameter: str) -> str:
-    """A Layer's name: the parameter's without a closing ".weight"."""
-    return parameter.removesuffix(".weight")
 
 
 def _depthwise(module: nn.Module) -> bool:

@@ -176,6 +176,22 @@ def test_structured_presets_keep_whole_groups_in_number_nearest_to_the_target(
     assert moved, "groups must come back for this to mean something"
 
 
+def test_heads_live_and_die_as_wholes() -> None:
+    training = Training(registry.task("digits/vit"), registry.method("linbreg:head", sparsity=0.6), budget=0.1)
+    training.setup()
+    training.run()
+    on = {y.name: y.forward_mask.numpy() for y in training.model.layers}
+    assert training.method.grain == 3 * 12 * 48
+    states = []
+    for block in ("blocks.0", "blocks.1"):
+        qkv, proj = on[f"{block}.attn.qkv"].reshape(3, 4, -1), on[f"{block}.attn.proj"].reshape(48, 4, -1)
+        assert (qkv == qkv[:1, :, :1]).all() and (proj == proj[:1, :, :1]).all()
+        states += [*qkv[0, :, 0], *proj[0, :, 0]]
+        assert all(set(on[f"{block}.mlp.{name}"].mean(1)) <= {0, 1} for name in ("fc1", "fc2"))
+    assert 0 < sum(states) < len(states)
+    assert abs(training.model.density - 0.4) * training.model.maskable <= training.method.grain / 2
+
+
 def test_grain_is_the_largest_group() -> None:
     """A convolution (6, 2, 3, 3) and linear layers of 96 and 20 inputs."""
     for regularizer, expected in (("l1", 1), ("row", 96), ("kernel", 9)):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from suite import groups, kernels
+from suite import groups, kernels, registry
 from suite.layer import Layer
+from suite.model import SparseModel
 
 SHAPES = ((4, 6), (3, 2, 3, 3), (5, 1, 2, 4))
 AXES = {"rows": lambda a: a.reshape(a.shape[0], -1), "kernels": lambda a: a.reshape(*a.shape[:2], -1)}
@@ -58,6 +59,24 @@ def test_sizes() -> None:
     linear, _ = make("masked", (4, 6))
     assert [groups.size(conv, k) for k in ("entries", "rows", "kernels")] == [1, 30, 15]
     assert [groups.size(linear, k) for k in ("entries", "rows", "kernels")] == [1, 6, 1]
+
+
+def test_heads_are_rows_of_queries_keys_and_values_or_columns_of_the_output() -> None:
+    """With 4 heads of 12 entries: rows 12 h to 12 h + 11 of each third, and columns."""
+    model = SparseModel(registry.task("digits/vit").build(0), torch.zeros(1, 1, 8, 8))
+    qkv, proj, fc = (model[f"blocks.0.{name}"] for name in ("attn.qkv", "attn.proj", "mlp.fc1"))
+    q, out = qkv.weight.numpy(), proj.weight.numpy()
+    expected = {
+        qkv: [[q[48 * part + 12 * h :][:12] for part in range(3)] for h in range(4)],
+        proj: [[out[:, 12 * h :][:, :12]] for h in range(4)],
+    }
+    for layer, parts in expected.items():
+        wanted = np.array([np.concatenate([p.ravel() for p in head]) for head in parts])
+        np.testing.assert_array_equal(groups.arranged(layer, layer.weight, "heads"), wanted)
+        np.testing.assert_allclose(groups.norms(layer, layer.weight, "heads"), np.linalg.norm(wanted, axis=1), 1e-5)
+        number = groups.spread_dense(layer, torch.arange(4), "heads")
+        assert groups.arranged(layer, number, "heads").tolist() == [[h] * wanted.shape[1] for h in range(4)]
+    assert groups.size(fc, "heads") == groups.size(fc, "rows") == 48
 
 
 def test_an_unknown_kind_names_the_choices() -> None:

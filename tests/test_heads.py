@@ -30,14 +30,15 @@ def vit() -> nn.Module:
 
 
 def test_heads_of_a_vit_are_in_rows_of_qkv_and_columns_of_the_projection() -> None:
-    one = {f"blocks.{b}.attn.{name}": 4 for b in (0, 1) for name in ("qkv", "proj")}
-    assert heads(vit()) == one
+    assert {name: units.number for name, units in heads(vit()).items()} == {
+        f"blocks.{b}.attn.{name}": 4 for b in (0, 1) for name in ("qkv", "proj")
+    }
     assert attention(vit())[0] == Units(("blocks.0.attn.qkv",), "blocks.0.attn.proj", 4, 3)
     assert hidden(vit())[1] == Units(("blocks.1.mlp.fc1",), "blocks.1.mlp.fc2", 192)
 
 
 def test_heads_of_torchs_encoder_and_of_separate_projections() -> None:
-    assert heads(encoder()) == {
+    assert {name: units.number for name, units in heads(encoder()).items()} == {
         f"layers.{b}.self_attn.{name}": 2 for b in (0, 1) for name in ("in_proj_weight", "out_proj")
     }
     assert [units.number for units in hidden(encoder())] == [40, 40]

@@ -26,7 +26,7 @@ set set:itop rigl rigl:itop rigl:svite rigl:ml_linbreg snfs mest mest:em_s topka
 dsr deep_rewiring gse cht cht:s cht:ss chase
 linbreg linbreg:ema linbreg:heavy_ball adabreg ml_linbreg ml_linbreg:heavy_ball
 rmda dessilbi nuclear_linbreg spred spred:gradual
-srigl nm linbreg:row linbreg:kernel depgraph
+srigl nm linbreg:row linbreg:kernel linbreg:head depgraph
 block_rigl block_rigl:2 block_rigl:4 linbreg:block8 ml_linbreg:block8 s2vite
 sign_in sign_in:rigl sign_in:acdc ham ham:static ham:acdc sam sam:static sam:dense sam:s2
 """

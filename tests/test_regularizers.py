@@ -16,17 +16,22 @@ from suite import kernels
 from suite.layer import Layer
 
 SHAPE = (4, 3, 2, 2)
-SIZES = {"l1": 1, "row": 12, "kernel": 4, "block2": 2, "block4": 4, "block8": 4}
+HEADS = (2, 2, 12)  # two of them, each with a row of the upper half and one of the lower
+SIZES = {"l1": 1, "row": 12, "kernel": 4, "head": 24, "block2": 2, "block4": 4, "block8": 4}
 
 
 def make(shape: tuple[int, ...] = SHAPE, kernel: str = "masked", seed: int = 0, name: str = "conv") -> Layer:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Layer(name, nn.Parameter(weight), positions=1, kernel=kernels.get(kernel))
+    return Layer(
+        name, nn.Parameter(weight), positions=1, kernel=kernels.get(kernel), heads=HEADS if shape == SHAPE else None
+    )
 
 
 def blocks(values: np.ndarray, name: str, size: int = 0) -> np.ndarray:
-    """(groups, entries of each): what lies together, or for blocks as many outputs of one column."""
+    """(groups, entries of each): what lies together, for heads rows, for blocks as many outputs of one column."""
     size = size or SIZES[name]
+    if name == "head" and values.shape == SHAPE:
+        return np.array([values[head::2].ravel() for head in (0, 1)])
     if not name.startswith("block"):
         return values.reshape(-1, size)
     columns = values.reshape(len(values), -1)
@@ -35,8 +40,6 @@ def blocks(values: np.ndarray, name: str, size: int = 0) -> np.ndarray:
 
 def joined(groups: np.ndarray, name: str) -> np.ndarray:
     """`blocks` the other way round, for the shape of these tests."""
-    if not name.startswith("block"):
-        return groups.reshape(SHAPE)
     order = blocks(np.arange(math.prod(SHAPE)).reshape(SHAPE), name).ravel()
     out = np.zeros(math.prod(SHAPE), dtype=groups.dtype)
     out[order] = groups.ravel()
