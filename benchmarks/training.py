@@ -4,9 +4,9 @@ Every candidate is a run of the suite on the same task, seed and steps, and all 
 `static` and `rigl` at each sparsity and `ml_linbreg` with its density rising from 1 to 7 %, once of all Layers together
 and once of each, all under the kernels `masked`, `csr` (where there is one) and `sparse`. Dense and `sparse` train to
 the end. The others, and dense in the layout NHWC, run the first steps alone, and their seconds are extrapolated from
-those after the first. `masked NHWC` is there to tell what another order of summation alone does to the losses. A step
-that other processes disturbed (benchmarks.timing says when) counts the median of the clean steps of its kind, with or
-without dense weight gradient.
+those after the first. `masked NHWC` is there to tell what another order of summation alone does to the losses, and
+`masked float64` how far the float32 of `masked` takes them. A step that other processes disturbed (benchmarks.timing
+says when) counts the median of the clean steps of its kind, with or without dense weight gradient.
 
 Prints seconds to the same number of steps and their ratio to dense, how far the losses of `sparse` part from those of
 `masked` over the first steps, the accuracy on the valid split at the end and the seconds to the same accuracy as dense.
@@ -30,13 +30,19 @@ import torch
 from benchmarks import timing
 from suite import registry
 from suite.kernels import KERNELS
-from suite.task import Batch, DataError, Task
+from suite.task import DataError, Task
 from suite.train import Diverged, Training
 
 METHODS = ("static", "rigl", "ml_linbreg")
 # Reached when `ramp`, 30 % of the run, is over; the same density in every Layer to begin with, as in its paper.
 RISING = {"sparsity": 0.93, "start_density": 0.01, "allocation": "uniform"}
 ML_LINBREG = (RISING, {**RISING, "scope": "layer"})
+# How a run may differ from the suite's: in the layout of images and weights, or their precision.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "NHWC": {"memory_format": torch.channels_last},
+    "float64": {"dtype": torch.float64},
+}
 FIRST = 20  # steps
 LOOKS = 4  # at the valid split, evenly spread, the last after the last step
 
@@ -44,17 +50,13 @@ LOOKS = 4  # at the valid split, evenly spread, the last after the last step
 class Watched(Training):
     """A run that keeps every step's loss and density, and is evaluated by the benchmark alone."""
 
-    def __init__(self, *arguments: Any, last: bool = False, **options: Any) -> None:
+    def __init__(self, *arguments: Any, variant: str = "", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.last = last
         self.losses: list[float] = []
         self.densities: list[float] = []
-        if last:
-            self.model.net.to(memory_format=torch.channels_last)
-
-    def _move(self, batch: Batch) -> Batch:
-        images, labels = super()._move(batch)
-        return images.to(memory_format=torch.channels_last) if self.last else images, labels
+        if kind := VARIANTS[variant]:
+            self.model.net.to(**kind)
+            self.model.net.register_forward_pre_hook(lambda _, images: tuple(x.to(**kind) for x in images))
 
     def _trace(self, t: int, loss: float) -> None:
         self.losses.append(loss)
@@ -119,12 +121,12 @@ def candidates(task: Task, options: argparse.Namespace) -> Iterator[Candidate]:
     """Dense first, then `masked` before the other kernels of each method."""
     first = options.steps if options.full else min(FIRST, options.steps)
     yield Candidate("dense", "dense NCHW", {}, Watched(task, registry.method("dense")), options.steps)
-    yield Candidate("dense", "dense NHWC", {}, Watched(task, registry.method("dense"), last=True), first)
+    yield Candidate("dense", "dense NHWC", {}, Watched(task, registry.method("dense"), variant="NHWC"), first)
     for name in options.chosen:
         for setting in ML_LINBREG if name == "ml_linbreg" else [{"sparsity": s} for s in options.sparsity]:
-            for kernel in ("masked", "masked NHWC", *(k for k in ("csr", "sparse") if k in KERNELS)):
-                method, (stored, _, layout) = registry.method(name, **setting), kernel.partition(" ")
-                run = Watched(task, method, kernel=stored, last=bool(layout))
+            for kernel in ("masked", "masked NHWC", "masked float64", *(k for k in ("csr", "sparse") if k in KERNELS)):
+                method, (stored, _, variant) = registry.method(name, **setting), kernel.partition(" ")
+                run = Watched(task, method, kernel=stored, variant=variant)
                 yield Candidate(name, kernel, setting, run, options.steps if kernel == "sparse" else first)
 
 

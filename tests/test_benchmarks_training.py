@@ -24,7 +24,8 @@ def test_rows(capsys, monkeypatch) -> None:
     monkeypatch.setattr(training, "FIRST", 10)
     found = run(capsys, "--steps", "30")
     rows = {(row["method"] + row["setting"].get("scope", ""), row["kernel"]): row for row in found["rows"]}
-    kernels = ["masked", "masked NHWC", *(kernel for kernel in ("csr", "sparse") if kernel in training.KERNELS)]
+    kernels = ["masked", "masked NHWC", "masked float64"]
+    kernels += [kernel for kernel in ("csr", "sparse") if kernel in training.KERNELS]
     dense = [("dense", "dense NCHW"), ("dense", "dense NHWC")]
     methods = ("static", "rigl", "ml_linbreg", "ml_linbreglayer")
     assert list(rows) == [*dense, *((m, k) for m in methods for k in kernels)]
@@ -45,6 +46,7 @@ def test_rows(capsys, monkeypatch) -> None:
     for method in methods:
         assert 0 <= rows[method, "sparse"]["loss_difference"] < 1e-3
         assert 0 <= rows[method, "masked NHWC"]["loss_difference"] < 1e-3
+        assert 0 < rows[method, "masked float64"]["loss_difference"] < 1e-3
         first = [rows[method, k]["loss"][0] for k in kernels]
         assert first == pytest.approx([first[0]] * len(first), rel=1e-5)
 
