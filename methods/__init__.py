@@ -40,6 +40,8 @@ DEPGRAPH = "Fang et al., CVPR 2023, arXiv 2301.12900"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 CHTS = {"score": "ch2_l3n", "soft": True, "overlap": 1.0}
+LAYER = {"scope": "layer"}
+BLOCKS8 = {"regularizer": "block8", **LAYER}
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
 
 METHODS = (
@@ -87,6 +89,7 @@ METHODS = (
     Entry("linbreg", "methods.bregman:LinBreg", "bregman", BREGMAN),
     Entry("linbreg:ema", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "ema"}),
     Entry("linbreg:heavy_ball", "methods.bregman:LinBreg", "bregman", BREGMAN, presets={"momentum": "heavy_ball"}),
+    Entry("linbreg:layer", "methods.bregman:LinBreg", "bregman", BREGMAN, presets=LAYER),
     Entry("linbreg:row", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "row"}),
     Entry("linbreg:kernel", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "kernel"}),
     Entry("linbreg:head", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "head"}),
@@ -96,6 +99,7 @@ METHODS = (
     Entry(
         "ml_linbreg:heavy_ball", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets={"momentum": "heavy_ball"}
     ),
+    Entry("ml_linbreg:layer", "methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets=LAYER),
     Entry("rmda", "methods.dual_averaging:RMDA", "bregman", RMDA),
     Entry("dessilbi", "methods.split:DessiLBI", "bregman", DESSILBI),
     Entry("spred", "methods.factors:Spred", "bregman", SPRED, presets={"on": "oneshot"}),
@@ -106,10 +110,8 @@ METHODS = (
     Entry("block_rigl", "methods.blocks:BlockRigL", "structured", BLOCKS),
     Entry("block_rigl:2", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 2}),
     Entry("block_rigl:4", "methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 4}),
-    Entry("linbreg:block8", "methods.bregman:LinBreg", "structured", BREGMAN, presets={"regularizer": "block8"}),
-    Entry(
-        "ml_linbreg:block8", "methods.bregman:MLLinBreg", "structured", MULTILEVEL, presets={"regularizer": "block8"}
-    ),
+    Entry("linbreg:block8", "methods.bregman:LinBreg", "structured", BREGMAN, presets=BLOCKS8),
+    Entry("ml_linbreg:block8", "methods.bregman:MLLinBreg", "structured", MULTILEVEL, presets=BLOCKS8),
     Entry("s2vite", "methods.svite:S2ViTE", "structured", SVITE),
     Entry("sign_in", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "static"}),
     Entry("sign_in:rigl", "methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "rigl"}),

@@ -89,14 +89,19 @@ def allocate(allocation: str, layers: Sequence[Sized], density: float) -> Densit
     return ALLOCATIONS[choose("allocation", allocation, ALLOCATIONS)](layers, density)
 
 
-def counts(layers: Sequence[Sized], densities: Mapping[str, float], total: int | None = None) -> dict[str, int]:
+def counts(
+    layers: Sequence[Sized],
+    densities: Mapping[str, float],
+    total: int | None = None,
+    room: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Active weights by layer name that sum to `total`, by largest remainder; every layer has at least one.
 
     `total` defaults to what the densities sum to, rounded; it is raised to one weight a layer where it is below that.
-    ValueError where it exceeds the number of weights.
+    `room` says how many a layer can have, if not all. ValueError where `total` exceeds that.
     """
     ideal = {layer.name: densities[layer.name] * layer.numel for layer in layers}
-    size = {layer.name: layer.numel for layer in layers}
+    size = {layer.name: layer.numel if room is None else room[layer.name] for layer in layers}
     total = max(len(layers), round(math.fsum(ideal.values())) if total is None else total)
     if total > sum(size.values()):
         raise ValueError(f"total is {total}; the layers have {sum(size.values())} weights, give no more than that")

@@ -170,7 +170,9 @@ class LinBreg(Method):
         """Lambdas, one a Layer, at which the duals leave that density."""
         if self.scope == "global":
             return quantile(self.mirror, self.layers, round(density * sum(layer.numel for layer in self.layers)))
-        number = counts(self.layers, allocate(self.allocation, self.layers, density))
+        densities, room = allocate(self.allocation, self.layers, density), self.mirror.room()
+        total = min(round(density * self.model.maskable), sum(room.values()))
+        number = counts(self.layers, densities, total, room)
         return [lam for layer in self.layers for lam in quantile(self.mirror, [layer], number[layer.name])]
 
 

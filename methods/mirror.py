@@ -140,6 +140,12 @@ class MirrorDescent(LayerOptimizer):
         """The duals of a Layer, dense: those stored and those held off the support."""
         return layer.kernel.dense(layer, self.state[layer.parameter]["dual"], layer.reserve.get("dual"))
 
+    def room(self) -> dict[str, int]:
+        """How many weights of each Layer can be active, by its name: those in groups whose dual is not zero."""
+        rule = self.regularizer
+        layers = self.mirrored()
+        return {y.name: int(rule.score(y, self.dual(y)).count_nonzero()) * rule.size(y) for y in layers}
+
     def scale(self, layer: Layer, factor: Tensor) -> None:
         """Multiply the duals of each group by a factor, (number of groups,), whether stored or not."""
         factor = layer_groups.spread_dense(layer, factor, self.regularizer.groups)

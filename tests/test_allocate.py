@@ -177,6 +177,15 @@ def test_counts_meet_any_total(layers: list[Fake], density: float, data: st.Data
     assert sum(counts(layers, uniform(layers, density), total).values()) == total
 
 
+@quick
+@given(nets, densities, st.data())
+def test_counts_stay_within_their_room(layers: list[Fake], density: float, data: st.DataObject) -> None:
+    room = {y.name: data.draw(st.integers(1, y.numel)) for y in layers}
+    total = data.draw(st.integers(len(layers), sum(room.values())))
+    found = counts(layers, uniform(layers, density), total, room)
+    assert sum(found.values()) == total and all(1 <= found[name] <= most for name, most in room.items())
+
+
 def test_counts_go_by_largest_remainder() -> None:
     layers = [Fake("a", (1, 10)), Fake("b", (1, 10)), Fake("c", (1, 10))]
     assert counts(layers, {"a": 0.22, "b": 0.27, "c": 0.21}) == {"a": 2, "b": 3, "c": 2}

@@ -112,6 +112,19 @@ def test_a_threshold_of_its_own_keeps_every_layer_at_its_density(name: str, allo
     assert active(model) == round(0.2 * sum(layer.numel for layer in model.layers))
 
 
+def test_what_a_layer_without_duals_cannot_have_goes_to_others() -> None:
+    method = make("linbreg", sparsity=0.5, scope="layer", allocation="uniform")
+    model = begin(method)
+    train(method, model, 0, 1)
+    dual = method.mirror.state[model.layers[2].parameter]["dual"].view(-1)
+    dual[8:] = 0.0
+    left = int(dual.count_nonzero())
+    lams = method.quantiles(0.5)
+    active = [int((method.mirror.dual(y).abs() > lam).sum()) for y, lam in zip(model.layers, lams, strict=True)]
+    assert 0 < active[2] == left and sum(active) == round(0.5 * model.maskable)
+    assert all(n > y.numel // 2 for n, y in zip(active[:2], model.layers, strict=False))
+
+
 def test_the_ramp_ends_where_it_says_and_never_leaves_the_target() -> None:
     method = make("linbreg", sparsity=0.9)
     begin(method)

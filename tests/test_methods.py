@@ -24,7 +24,7 @@ static static:erk_plus snip grasp synflow
 magnitude oneshot oneshot:180_20 imp imp:lr ste str granet granet:dense wanda woodfisher
 set set:itop rigl rigl:itop rigl:svite rigl:ml_linbreg snfs mest mest:em_s topkast acdc
 dsr deep_rewiring gse cht cht:s cht:ss chase
-linbreg linbreg:ema linbreg:heavy_ball adabreg ml_linbreg ml_linbreg:heavy_ball
+linbreg linbreg:ema linbreg:heavy_ball linbreg:layer adabreg ml_linbreg ml_linbreg:heavy_ball ml_linbreg:layer
 rmda dessilbi nuclear_linbreg spred spred:gradual
 srigl nm linbreg:row linbreg:kernel linbreg:head depgraph
 block_rigl block_rigl:2 block_rigl:4 linbreg:block8 ml_linbreg:block8 s2vite
