@@ -209,7 +209,14 @@ def report_(results: Results = Path("results"), report: Report = Path("report"),
 @app.command()
 def check(
     target: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, a task, or a plugin file.")] = "",
-    task: Annotated[str, typer.Option("--task", help="Task to check methods on.")] = "digits/mlp",
+    task: Annotated[
+        str | None,
+        _option(
+            "--task",
+            metavar="X,Y",
+            help="Task to check methods on: the first each does not skip; default digits/mlp, digits/vit.",
+        ),
+    ] = None,
     kernel: Annotated[str, typer.Option("--kernel", help="Kernel to check methods on.")] = "masked",
     all_: Annotated[bool, typer.Option("--all", help="Check every method.")] = False,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Methods at a time; default: cores.")] = None,
@@ -217,6 +224,7 @@ def check(
     plugin: Plugins = None,
 ) -> None:
     """Check that a method or a task keeps its contract."""
+    from suite import check as checking
     from suite import conformance
     from suite import doctor as diagnosis
 
@@ -224,7 +232,7 @@ def check(
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
     files, bad = arguments.files(plugin), 0
     jobs = jobs or diagnosis.cores()
-    for name, verdicts, seconds in conformance.results(target, task, kernel, jobs, files, data_root):
+    for name, verdicts, seconds in conformance.results(target, task or checking.TASKS, kernel, jobs, files, data_root):
         for verdict in verdicts:
             typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
         good = sum(verdict.ok for verdict in verdicts)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from suite.checks.subject import Subject
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
+TASKS = "digits/mlp,digits/vit"  # the second for methods of transformers
 LIMIT = 300.0  # seconds, of a method whose checks never end
 RESUME = "resuming after any step is bit-exact"
 ELSEWHERE = "defaults are the same in another process"
@@ -46,7 +47,10 @@ Result = tuple[str, list[Verdict], float]
 
 @dataclass(frozen=True)
 class Given:
-    """What is checked: a method by name, on a task, under a kernel; `file` takes its run from process to process."""
+    """What is checked: a method by name, on the first task that it does not skip, under a kernel.
+
+    `task` has names with commas between; `file` takes the run from process to process.
+    """
 
     method: str
     task: str
@@ -56,7 +60,7 @@ class Given:
     file: str = ""
 
 
-def check(target: str, task: str = "digits/mlp", kernel: str = "masked") -> list[Verdict]:
+def check(target: str, task: str = TASKS, kernel: str = "masked") -> list[Verdict]:
     """All verdicts on a method's name or on each method of a plugin FILE; RegistryError for an unknown name."""
     plugins = [str(Path(target).resolve())] if target.endswith(".py") else []
     names = [target]
@@ -70,7 +74,7 @@ def check(target: str, task: str = "digits/mlp", kernel: str = "masked") -> list
 
 def check_all(
     names: Sequence[str],
-    task: str = "digits/mlp",
+    task: str = TASKS,
     kernel: str = "masked",
     jobs: int = 2,
     plugins: Sequence[str] = (),
@@ -87,7 +91,8 @@ def check_all(
         registry.find("method", name, plugins)
     if kernel not in KERNELS:
         raise registry.RegistryError(f"unknown kernel {kernel!r}; {near(kernel, list(KERNELS))}")
-    plan.own_data(registry.task(task, plugins), data_root, False).prepare()
+    for name in task.split(","):
+        plan.own_data(registry.task(name, plugins), data_root, False).prepare()
     return _check_all(names, Given("", task, kernel, tuple(plugins), data_root), jobs)
 
 

@@ -11,7 +11,7 @@ import torch
 from broken import HEAD, breach
 from methods import METHODS
 from suite import registry
-from suite.check import RESUME, Given, Pools, _ask, check, check_all, examine, explain, resume
+from suite.check import RESUME, TASKS, Given, Pools, _ask, check, check_all, examine, explain, resume
 from suite.checks import CHECKS, invariance
 from suite.checks.resume import resumes_after_any_step, write_states
 from suite.checks.subject import NotChecked, Recorded, Subject
@@ -181,6 +181,14 @@ def test_ties_and_zeros_are_seen_as_counts(tmp_path: Path) -> None:
     assert len(subject.run.counts) == 96
     assert Recorded.of(subject.training(), until=3).counts == subject.run.counts[:3]
     assert "otherwise" in CHECKS["counts are exact under ties"](subject)
+
+
+def test_a_method_is_checked_on_the_first_task_that_it_does_not_skip() -> None:
+    names = ("rigl", TASKS), ("s2vite", TASKS), ("s2vite", "digits/mlp")
+    found = [Subject.of(Given(method, tasks)).task_name for method, tasks in names]
+    assert found == ["digits/mlp", "digits/vit", "digits/mlp"]
+    (verdict,) = check("s2vite", "digits/mlp")
+    assert verdict.ok and "skips digits/mlp" in verdict.name
 
 
 @pytest.mark.parametrize("method", ["dense", "static", "magnitude", "rigl", "adabreg", "ml_linbreg"])

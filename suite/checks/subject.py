@@ -40,8 +40,10 @@ class Subject:
 
     @classmethod
     def of(cls, given: check.Given) -> Subject:
-        """The subject that `dstbench check` was given."""
-        return cls(given.method, given.task, given.kernel, given.plugins, given.data_root)
+        """The subject that `dstbench check` was given, on the first of its tasks that the method does not skip."""
+        names = given.task.split(",")
+        found = [cls(given.method, name, given.kernel, given.plugins, given.data_root) for name in names]
+        return next((subject for subject in found if not subject.skipped()), found[0])
 
     @cached_property
     def task(self) -> Task:
@@ -62,6 +64,12 @@ class Subject:
         """The default sparsity, or the first of `SPARSITIES` at which the method does not skip the task."""
         made = (registry.method(self.name, plugins=self.plugins, sparsity=s).skip(self.task) for s in SPARSITIES)
         return next(({"sparsity": s} for s, why in zip(SPARSITIES, made, strict=True) if why is None), {})
+
+    def skipped(self) -> bool:
+        """Whether the method says that it cannot run the task; one that cannot say so does not."""
+        with suppress(*check.RAISED):
+            return self.method().skip(self.task) is not None
+        return False
 
     def method(self, **fields: Any) -> Method:
         """A new instance, defaults and presets."""
