@@ -3,7 +3,8 @@
 Forward pass, backward pass, SGD with momentum, projection: each candidate is a run of the suite itself on one batch of
 noise, and all take turns. Dense fp32 in each layout, dense bf16 (autocast), with `--compile` dense through
 torch.compile; the method `static` with uniform random masks under the kernel `masked` at the first sparsity, and under
-`sparse` at each, as every other one of `--methods`. Prints medians (benchmarks.timing says of what), the ratio of the
+`sparse` at each, as every other one of `--methods`, which `--set` changes: `--methods depgraph --set depgraph.at=0`
+measures the network that DepGraph leaves. Prints medians (benchmarks.timing says of what), the ratio of the
 best dense fp32 layout to each, how many Layers took the sparse route, the bytes of weights, gradients, state, masks and
 plans, and the ceiling: the ratio if all that is done with the Layers' weights took no time (benchmarks.amdahl).
 """
@@ -11,6 +12,7 @@ plans, and the ceiling: the ratio if all that is done with the Layers' weights t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +108,10 @@ def trainings(task: Noise, options: argparse.Namespace) -> dict[tuple[str, float
     wanted += [("sparse", name, sparsity) for name in options.methods for sparsity in options.sparsity]
     for kernel, name, sparsity in wanted:
         uniform = {} if "allocation" not in values.defaults(registry.find("method", name).load()) else UNIFORM
-        method = registry.method(name, sparsity=sparsity, **uniform)
+        method = registry.method(name, sparsity=sparsity, **uniform, **options.set.get(name, {}))
+        if reason := method.skip(task):
+            print(f"left out: {reason}", file=sys.stderr)
+            continue
         label = kernel if name == "static" else f"{kernel} {name}"
         found[label, sparsity] = Training(task, method, kernel=kernel)
     for training in found.values():
@@ -149,15 +154,32 @@ def step(training: Training) -> None:
     training.run(until=training.t + 1)
 
 
+def settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Hyper-parameters by method; ValueError for what is no METHOD.FIELD=VALUE."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        method, dot, field = text.partition("=")[0].rpartition(".")
+        if not dot or "=" not in text:
+            raise ValueError(f"--set {text!r} is no METHOD.FIELD=VALUE, as in depgraph.at=0")
+        found.setdefault(method, {})[field] = text.partition("=")[2]
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     made = timing.parser(__doc__, list(MODELS), [0.9, 0.95, 0.99], batch=128, rounds=7)
     made.add_argument("--compile", action="store_true", help="torch.compile of the dense network too: slow to start")
     made.add_argument("--methods", default="static", help="names, comma-separated, measured under `sparse`")
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="of `--methods`: depgraph.at=0"
+    )
     options = timing.begin(made, arguments)
     try:
+        options.set = settings(options.set)
         options.methods = [registry.find("method", name.strip()).name for name in options.methods.split(",")]
-    except registry.RegistryError as why:
+        for name in options.set:
+            registry.method(name, **options.set[name])
+    except ValueError as why:
         made.error(str(why))
     report = timing.Report(options)
     for name in options.chosen:

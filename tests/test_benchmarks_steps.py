@@ -65,6 +65,22 @@ def test_other_methods_are_measured_under_the_same_kernel(capsys) -> None:
     assert "unknown method 'statik'" in capsys.readouterr().err
 
 
+def test_methods_are_set_and_left_out_where_they_cannot_run(capsys, monkeypatch) -> None:
+    pytest.importorskip("torch_pruning")
+    found = steps.settings(["depgraph.at=0", "rigl:itop.alpha=0.5", "depgraph.sparsity=0.1"])
+    assert found == {"depgraph": {"at": "0", "sparsity": "0.1"}, "rigl:itop": {"alpha": "0.5"}}
+    monkeypatch.setitem(steps.MODELS, "vit_tiny", SMALL)
+    some = ("--only", "vit_tiny", "--sparsity", "0.5", "--methods")
+    cut = run(capsys, *some, "depgraph", "--set", "depgraph.at=0")["rows"][-1]
+    assert cut["kernel"] == "sparse depgraph" and cut["routes"] == {"dense": 3}
+    monkeypatch.setattr("methods.depgraph.DepGraph.skip", lambda self, task: "no channels")
+    assert [row["kernel"] for row in run(capsys, *some, "depgraph")["rows"]] == ["dense", "dense bf16", "masked"]
+    for wrong, text in (("depgraph.att=0", "no field 'att'"), ("at=0", "is no METHOD.FIELD=VALUE")):
+        with pytest.raises(SystemExit):
+            run(capsys, *some, "depgraph", "--set", wrong)
+        assert text in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers", "layouts"), [("resnet18", 21, 2), ("vgg16", 14, 2), ("vit_tiny", 48, 1)])
 def test_every_network_takes_the_sparse_route(capsys, name: str, layers: int, layouts: int) -> None:
@@ -79,7 +95,7 @@ def test_every_network_takes_the_sparse_route(capsys, name: str, layers: int, la
 def test_candidates_are_what_their_names_say() -> None:
     net = steps.replace(SMALL, model=lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 10)))
     net = steps.replace(net, arguments={}, layouts=("NCHW", "NHWC"))
-    options = steps.argparse.Namespace(methods=["static"], compile=True, sparsity=[0.9])
+    options = steps.argparse.Namespace(methods=["static"], compile=True, sparsity=[0.9], set={})
     runs = steps.trainings(net, options)
     names = ["dense", "dense bf16", "dense compiled"]
     listed = [f"{name} {layout}" for name in names for layout in ("NCHW", "NHWC")]
