@@ -44,7 +44,8 @@ class CHT(SET):
     Ambiguous: the papers start from correlated or brain-like masks, and uniform densities: here random, erk. Early stop
         is by Layer; the code goes on until all signal it. The LLaMA code takes the best also where it is called soft;
         here it draws, as in the code for MLPs. Chains are known only in an nn.Sequential of Linears and elementwise
-        modules; elsewhere none is removed. A Conv2d is our extension; groups and attention heads are not kept apart.
+        modules; elsewhere none is removed. A Conv2d is our extension; its groups are not kept apart. Queries, keys and
+        values are a graph a head, as in the code, but share one count of weights.
     Reference: Zhang et al., ICLR 2024 (openreview iayEcORsGd); CHTs, CHTss: arXiv 2501.19107; their codes.
     """
 
@@ -89,7 +90,7 @@ class CHT(SET):
         unlink(chains(self.model.net, self.layers), stay)
         for i, layer in enumerate(self.layers):
             kept = active(layer) if settled[i] else stay[layer]
-            grown = self.grow(kept, number[layer.name] - int(kept.count_nonzero()))
+            grown = self.grow(kept, number[layer.name] - int(kept.count_nonzero()), graphs(layer))
             back, new = int((grown & active(layer)).count_nonzero()), int(grown.count_nonzero())
             self.memory["settled"][i] |= back > self.overlap * new
             layer.activate(kept | grown)
@@ -103,18 +104,23 @@ class CHT(SET):
         heat = 1 + (self.heat - 1) * min(1.0, t / max(1, self.end))
         return draw((heat * score.clamp_min(TINY).log()).masked_fill(~active(layer), -math.inf), count, self.rng)
 
-    def grow(self, kept: Tensor, count: int) -> Tensor:
-        """The `count` entries that grow beside `kept`, a bool mask."""
+    def grow(self, kept: Tensor, count: int, parts: int = 1) -> Tensor:
+        """The `count` entries that grow beside `kept`, a bool mask whose rows are those of as many graphs."""
         free = kept.numel() - int(kept.count_nonzero())
         if count in (0, free):
             return ~kept if count else torch.zeros_like(kept)
-        score, flops = link_scores(kept.flatten(1), self.score)
-        self.charge(flops)
-        score = score.view(kept.shape).masked_fill(kept, 0)
+        scores, flops = zip(*(link_scores(graph, self.score) for graph in kept.flatten(1).chunk(parts)), strict=True)
+        self.charge(sum(flops))
+        score = torch.cat(scores).view(kept.shape).masked_fill(kept, 0)
         if not self.soft:
             return shuffled_top(score.masked_fill(kept, -math.inf), count, self.rng)
         lacking = int(score.count_nonzero()) < count
         return draw((score + FLOOR * lacking).masked_fill(kept, 0).log(), count, self.rng)
+
+
+def graphs(layer: Layer) -> int:
+    """How many graphs the rows of a Layer are: of queries, keys and values, which its heads split, each head is one."""
+    return math.prod(layer.heads[:2]) if layer.heads and layer.heads[0] < layer.shape[0] else 1
 
 
 def active(layer: Layer) -> Tensor:

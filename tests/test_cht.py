@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from methods.bipartite import SCORES, chains, link_scores, unlink
-from methods.cht import CHT, draw, shuffled_top
+from methods.cht import CHT, draw, graphs, shuffled_top
 from nets import STEPS, begin, train
 from pruning import cosine, read, same_after_resume
 from suite import registry
+from suite.model import SparseModel
 from suite.train import Training
 from updates import largest, same, steps, zeroed
 
@@ -91,6 +92,23 @@ def test_what_scores_charge_is_what_torch_counts(kind: str, shape: tuple[int, in
     (n, m), k = shape, int(mask.sum())
     assert charged == counter.get_total_flops()
     assert charged == 2 * n * m * (n + m) + (2 * n * m * (n + m) if kind.endswith("n") else 2 * n * m * k)
+
+
+def test_queries_keys_and_values_are_a_graph_a_head() -> None:
+    """Scores by loops over each of 3 x 4 slices of 12 rows; other Layers are one graph."""
+    method = registry.method("cht", sparsity=0.5, score="ch2_l3n")
+    model = SparseModel(registry.task("digits/vit").build(0), torch.zeros(1, 1, 8, 8))
+    method.attach(model, registry.task("digits/vit").recipe, seed=0)
+    parts = {name: graphs(model[f"blocks.0.{name}"]) for name in ("attn.qkv", "attn.proj", "mlp.fc1")}
+    assert parts == {"attn.qkv": 12, "attn.proj": 1, "mlp.fc1": 1}
+    kept = torch.zeros(12 * 2, 5, dtype=torch.bool)  # twelve small graphs in place of the Layer's
+    kept[:, :3] = torch.rand(24, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    score = np.concatenate([oracle(kept[i : i + 2].numpy(), "ch2_l3n") for i in range(0, 24, 2)])
+    score[kept.numpy()] = 0
+    best = np.sort(score.ravel())[-3:]
+    grown = method.grow(kept, 3, 12)
+    assert sorted(score[grown.numpy()]) == pytest.approx(best) and best[0] > 0
+    assert method.charged == 12 * 2 * (2 * 2 * 5 * (2 + 5))
 
 
 @ENTRIES
