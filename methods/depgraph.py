@@ -96,7 +96,7 @@ class DepGraph(OneShot):
 
     def setup(self, gradients: Gradients) -> None:
         if not self.groups:
-            raise ValueError("depgraph: no two layers of this network share channels; take a deeper one")
+            raise ValueError("depgraph: no two layers share channels of this network that may go; take a deeper one")
 
     @property
     def grain(self) -> int:

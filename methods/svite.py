@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,26 +26,27 @@ class S2ViTE(SET):
     Each attention and each pair of linear layers starts with random units, and an update drops the least important and
     grows as many: heads by the Taylor score |A dL/dA|, A what the head hands to the output, neurons by the sum of the
     sizes of their weights; both grow by the sum of the sizes of their gradients. All other Layers stay dense. Heads
-    have the density that the target leaves them, one an attention at least; neurons make up for the rest.
+    have the density that the target leaves them, one an attention at least; neurons make up for the rest, and where
+    there are not enough of them, heads.
 
     Passes: read the weights of active units and compute their gradients. That of an update also reads the rows of the
         others and computes the gradients of their columns, which are zero: what it computes is the same.
     FLOPs: 3 f_S a step, and at an update the rows and columns of all units besides, as for `rigl`; the paper reports
         inference alone.
-    Defaults: the code's: `alpha` 0.5 and `floor` 0.005 (DeiT-Small), updates follow the step and end at 0.8 of the run.
+    Defaults: the code's: `alpha` 0.5 and `floor` 0.005 (DeiT-Small), updates end at 0.8 of the run.
         Its period, 15 000 steps, is 1 % of its run: here the recipe's. Its cosine ends with the run, here with updates.
     Ambiguous: the code drops rows of queries, keys and values alone and leaves the output dense, and lets all weights
         of a neuron start at zero, where they have no gradient but by a bias. Here rows start as they were when last
-        read, or at first, and columns one step off zero: the update's pass computes their gradients for that. The
-        score of heads is summed over the batch before its size is taken: then it is |w dL/dw| summed over the head's
-        columns, exactly. Counts are rounded up, as in the code. What just went may come back, with value and state.
+        read, or at first, but for weight decay at updates, and columns one step off zero: the update's pass computes
+        their gradients for that. The score of heads is summed over the batch before its size is taken: then it is |sum
+        of w dL/dw| over the head's columns. Scores are taken before the step, which an update follows. Counts are
+        rounded up, as in the code. What just went may come back, with value and state.
     Reference: Chen et al., arXiv 2106.04533, section 3.3, and its code.
     """
 
     alpha: float = 0.5
     stop: float = 0.8
     floor: float = 0.005
-    after_step: bool = True
     allocation: ClassVar[str] = "uniform"  # type: ignore[misc]
     init: ClassVar[str] = "dense"  # type: ignore[misc]
 
@@ -70,12 +72,13 @@ class S2ViTE(SET):
             look(self.model)
 
     def update(self, t: int) -> None:
-        for part in units(self.model):
-            turn_on(self.model, part, chosen(self.model, part, self.fraction(t)))
+        scores = importance(self.model)
+        self.optimizer.step()
+        for part, score in scores.items():
+            turn_on(self.model, part, chosen(self.model[part.output], part, score, self.fraction(t)))
 
     def finish(self) -> None:
-        for layer in self.layers:
-            clear(layer)
+        clear(self.layers)
 
 
 # ---- units of the network --------------------------------------------------------------------------------------------
@@ -101,36 +104,51 @@ def weight(model: SparseModel, part: Units) -> int:
 
 
 def plan(model: SparseModel, sparsity: float) -> dict[Units, int]:
-    """How many units of each part are active: as many weights as nearly as neurons allow; ValueError if too few."""
-    if reason := refusal(model, sparsity):
-        raise ValueError(reason)
+    """How many units of each part are active, one at least; ValueError where that misses the target by a neuron."""
     attentions, pairs = parts(model)
+    if not attentions or not pairs:
+        raise ValueError(
+            "s2vite: this network has no attention heads with hidden neurons behind them that may be sparse"
+        )
     each = {part: weight(model, part) for part in attentions + pairs}
     total = sum(each[part] * part.number for part in each)
-    budget = round((1 - sparsity) * model.maskable) - (model.maskable - total)
-    number = {part: min(part.number, max(1, round(budget / total * part.number))) for part in attentions}
-    budget -= sum(each[part] * n for part, n in number.items())
-    ideal = budget / max(1, sum(each[part] * part.number for part in pairs))
+    wanted = round((1 - sparsity) * model.maskable) - (model.maskable - total)
+    number = {part: min(part.number, max(1, round(wanted / total * part.number))) for part in attentions}
+    least, most = sum(each[part] for part in pairs), sum(each[part] * part.number for part in pairs)
+    budget = wanted - sum(each[part] * n for part, n in number.items())
+    while moves := [(p, d) for p in attentions for d in (1, -1) if 1 <= number[p] + d <= p.number]:
+        part, d = min(moves, key=lambda move: beyond(budget - move[1] * each[move[0]], least, most))
+        if beyond(budget - d * each[part], least, most) >= beyond(budget, least, most):
+            break
+        number[part], budget = number[part] + d, budget - d * each[part]
+    ideal = budget / most
     number |= {part: min(part.number, max(1, math.floor(ideal * part.number))) for part in pairs}
     budget -= sum(each[part] * number[part] for part in pairs)
     while free := [part for part in pairs if number[part] < part.number and 2 * budget > each[part]]:
         behind = min(free, key=lambda part: number[part] - ideal * part.number)
         number[behind] += 1
         budget -= each[behind]
+    if abs(budget) > max(each[part] for part in pairs):
+        near = 1 - (round((1 - sparsity) * model.maskable) - budget) / model.maskable
+        raise ValueError(
+            f"s2vite: whole heads and neurons of this network, one of each a block at least, cannot have a sparsity of "
+            f"{sparsity:g}; the nearest found is {near:.4f}, run at that"
+        )
     return number
 
 
 def refusal(model: SparseModel, sparsity: float) -> str | None:
     """Why this network cannot have this sparsity, or None."""
-    attentions, pairs = parts(model)
-    if not attentions or not pairs:
-        return "s2vite: this network has no attention heads with hidden neurons behind them that may be sparse"
-    each = {part: weight(model, part) for part in attentions + pairs}
-    least = model.maskable - sum(n * (part.number - 1) for part, n in each.items())
-    if round((1 - sparsity) * model.maskable) < least:
-        most = math.floor(1000 * (1 - least / model.maskable)) / 1000
-        return f"s2vite: with one head and one neuron in each block the sparsity is {most:g}; run at that or less"
+    try:
+        plan(model, sparsity)
+    except ValueError as why:
+        return str(why)
     return None
+
+
+def beyond(value: int, least: int, most: int) -> int:
+    """How far a number is from a range."""
+    return max(least - value, value - most, 0)
 
 
 # ---- changing which are on -------------------------------------------------------------------------------------------
@@ -144,13 +162,11 @@ def look(model: SparseModel) -> None:
             model[name].forward_mask = None
 
 
-def chosen(model: SparseModel, part: Units, fraction: float) -> Tensor:
-    """Which units are active after this share of them was exchanged, (number,)."""
-    out = model[part.output]
+def chosen(out: Layer, part: Units, score: Tensor, fraction: float) -> Tensor:
+    """Which units, (number,), are active after this share of them, those of least score, was exchanged."""
     assert out.forward_mask is not None
     on = columns(out.forward_mask, part).any(1)
     moved = math.ceil(fraction * int(on.sum()))
-    score = taylor(out, part) if part in parts(model)[0] else size(model, part)
     kept = top(score.masked_fill(~on, -math.inf), int(on.sum()) - moved)
     return grow(kept, columns(out.grad, part).abs().sum(1), moved)
 
@@ -160,13 +176,14 @@ def turn_on(model: SparseModel, part: Units, on: Tensor) -> None:
     for name in (*part.inputs, part.output):
         layer = model[name]
         layer.forward_mask = layer.grad_mask = spread(on.to(layer.parameter.device), layer, part)
-    clear(model[part.output])
+    clear([model[part.output]])
 
 
-def clear(layer: Layer) -> None:
+def clear(layers: Sequence[Layer]) -> None:
     """Forget what no pass reads."""
-    if layer.forward_mask is not None:
-        layer.forget(~layer.forward_mask)
+    for layer in layers:
+        if layer.forward_mask is not None:
+            layer.forget(~layer.forward_mask)
 
 
 def spread(on: Tensor, layer: Layer, part: Units) -> Tensor:
@@ -175,6 +192,13 @@ def spread(on: Tensor, layer: Layer, part: Units) -> Tensor:
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def importance(model: SparseModel) -> dict[Units, Tensor]:
+    """What units of each part are dropped by, (number,)."""
+    attentions, pairs = parts(model)
+    found = {part: taylor(model[part.output], part) for part in attentions}
+    return found | {part: size(model, part) for part in pairs}
 
 
 def columns(tensor: Tensor, part: Units) -> Tensor:

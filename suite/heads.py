@@ -41,11 +41,12 @@ class Units:
 
 
 def attention(net: nn.Module) -> list[Units]:
-    """Every self-attention of the network whose weights are laid out as in torch or timm, in order."""
+    """Every self-attention of the network whose heads are apart and laid out as in torch or timm's ViT, in order."""
     found = []
     for path, module in net.named_modules():
         heads = getattr(module, "num_heads", None)
-        if isinstance(heads, int):
+        mixed = hasattr(module, "proj_l") or getattr(module, "head_first", False)  # talking heads; heads outermost
+        if isinstance(heads, int) and not mixed:
             for inputs, output in ATTENTION:
                 if units := _units(path, module, inputs, output, heads):
                     found.append(units)
@@ -54,12 +55,13 @@ def attention(net: nn.Module) -> list[Units]:
 
 def hidden(net: nn.Module) -> list[Units]:
     """Every pair of linear layers with neurons between them, as in the blocks of torch's and timm's transformers."""
-    pairs = ((path, module, first, second) for path, module in net.named_modules() for first, second in HIDDEN)
-    found = (
-        _units(path, module, (first,), second, (_size(module, first) or (0, 0))[0])
-        for path, module, first, second in pairs
-    )
-    return [units for units in found if units]
+    found = []
+    for path, module in net.named_modules():
+        for first, second in HIDDEN:
+            size = _size(module, first)
+            if size and (units := _units(path, module, (first,), second, size[0])):
+                found.append(units)
+    return found
 
 
 def heads(net: nn.Module) -> dict[str, Units]:
@@ -81,7 +83,7 @@ def _units(path: str, module: nn.Module, inputs: tuple[str, ...], output: str, n
 
 def _size(module: nn.Module, name: str) -> tuple[int, ...] | None:
     path, _, attribute = name.rpartition(".")
-    owner = dict(module.named_modules()).get(path)
+    owner = dict(module.named_children()).get(path) if path else module
     if owner is None or owner._parameters.get(attribute) is None:
         return None
     held = owner.__dict__.get("sparse_layers", {}).get(attribute, owner._parameters[attribute])  # stored as it may be

@@ -239,7 +239,7 @@ class Layer:
         """Keep the slices `keep` of dimension `dim`: values, state and masks; `SparseModel.shrink` is the way in."""
         tensors = {k: v.index_select(dim, keep) for k, v in self.tensors().items()}
         masks = [m if m is None else m.index_select(dim, keep) for m in (self._forward, self._grad)]
-        self.shape = tensors["weight"].shape
+        self.shape, self.heads = tensors["weight"].shape, None
         self.parameter.grad = self._dense_grad = None
         self.forward_mask, self.grad_mask = masks
         self._stale = False

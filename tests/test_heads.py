@@ -53,6 +53,28 @@ def test_networks_without_attention_have_none(name: str) -> None:
     assert not attention(net) and not heads(net) and not hidden(net)
 
 
+def test_attention_with_other_rows_or_with_mixed_heads_is_left_out() -> None:
+    """Heads outermost in the rows of queries, keys and values; talking heads, but for those that only read a token."""
+    assert not attention(timm.create_model("maxxvitv2_nano_rw_256"))
+    assert {units.output.split(".")[0] for units in attention(timm.create_model("cait_xxs24_224"))} == {
+        "blocks_token_only"
+    }
+
+
+def test_zeroed_rows_of_a_head_change_that_head_alone() -> None:
+    net, x = vit().eval(), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    net.get_submodule("blocks.0.attn.proj").register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    net(x)
+    part = attention(net)[0]
+    weight = net.get_submodule("blocks.0.attn.qkv").weight
+    with torch.no_grad():
+        weight.view(part.axes("blocks.0.attn.qkv", weight.shape))[:, 2] = 0
+    net(x)
+    before, after = (handed.view(2, -1, 4, 12) for handed in seen)
+    assert [bool((before[:, :, h] != after[:, :, h]).any()) for h in range(4)] == [False, False, True, False]
+
+
 def test_heads_that_do_not_divide_are_left_out() -> None:
     odd = Apart()
     odd.num_heads = 5

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from methods.dynamic import RigL
-from methods.svite import S2ViTE, parts, taylor, units
+from methods.svite import S2ViTE, parts, plan, taylor, units
 from pruning import same_after_resume
 from suite import registry
 from suite.model import SparseModel
@@ -98,15 +98,33 @@ def test_units_are_drawn_by_the_seed() -> None:
 
 def test_it_skips_with_a_reason() -> None:
     assert "no attention heads" in S2ViTE(sparsity=0.5).skip(task(name="digits/mlp"))
-    least = DENSE + 2 * (HEAD + NEURON)
-    most = math.floor(1000 * (1 - least / TOTAL)) / 1000
-    assert f"the sparsity is {most:g}" in S2ViTE(sparsity=0.95).skip(task())
+    most = round(1 - (DENSE + 2 * (HEAD + NEURON)) / TOTAL, 4)
+    assert f"0.95; the nearest found is {most:.4f}" in S2ViTE(sparsity=0.95).skip(task())
     assert S2ViTE(sparsity=most).skip(task()) is None
-    with pytest.raises(ValueError, match="run at that or less"):
+    with pytest.raises(ValueError, match="run at that"):
         begun(0.95)
     for field, value in (("alpha", 1.5), ("floor", 0.9), ("stop", -1.0)):
         with pytest.raises(ValueError, match=f"s2vite: {field} is"):
             S2ViTE(sparsity=0.5, **{field: value})
+
+
+def test_heads_make_up_for_neurons_that_are_too_few_and_what_cannot_be_met_is_refused() -> None:
+    """An attention of four heads of 4096 weights before sixteen neurons of 128."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 16, dropout=0.0, batch_first=True), 1)
+    model = SparseModel(encoder, torch.zeros(2, 5, 64))
+    total, met = 4 * 4096 + 16 * 128, 0
+    for sparsity in np.linspace(0.01, 0.99, 99):
+        wanted = round((1 - sparsity) * total)
+        reachable = [4096 * h + 128 * n for h in range(1, 5) for n in range(1, 17)]
+        near = min(abs(r - wanted) for r in reachable)
+        try:
+            heads, neurons = plan(model, sparsity).values()
+        except ValueError as why:
+            assert near > 64 and "the nearest found is" in str(why)
+        else:
+            assert abs(4096 * heads + 128 * neurons - wanted) <= 128
+            met += 1
+    assert 30 < met < 80
 
 
 def test_parts_that_the_task_keeps_dense_stay_whole() -> None:
@@ -141,7 +159,7 @@ def test_the_taylor_score_of_heads_is_that_of_their_activations() -> None:
 
 
 def expected(weights, grads, masks, block: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Heads and neurons after an update, in NumPy."""
+    """Heads and neurons after an update, in NumPy, from the weights of the pass, before the optimiser's step."""
     out_w, out_g = (x[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1) for x in (weights, grads))
     fc1, fc2, fc2_g = weights[f"{block}.mlp.fc1"], weights[f"{block}.mlp.fc2"], grads[f"{block}.mlp.fc2"]
     heads = masks[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1)[0, :, 0]
@@ -165,7 +183,12 @@ def expected(weights, grads, masks, block: str, fraction: float) -> tuple[np.nda
 def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
     training = begun(sparsity, kernel)
     method, model, seen = training.method, training.model, 0
-    update = method.update
+    update, step = method.update, method.optimizer.step
+    stepped: dict[str, np.ndarray] = {}
+
+    def watched() -> None:
+        step()
+        stepped.update({y.name: y.weight.numpy().copy() for y in model.layers})
 
     def compared(t: int) -> None:
         nonlocal seen
@@ -182,11 +205,11 @@ def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
             seen += int((wanted[block][1] & ~masks[f"{block}.mlp.fc2"][0]).sum())
         for name, layer in names.items():
             on = layer.forward_mask if layer.forward_mask is not None else torch.ones(layer.shape, dtype=torch.bool)
-            assert np.array_equal(layer.weight.numpy()[on.numpy()], weights[name][on.numpy()]), "values stay"
+            assert np.array_equal(layer.weight.numpy()[on.numpy()], stepped[name][on.numpy()]), "values stay"
             if name.endswith(("attn.proj", "fc2")):
                 assert not layer.weight[~on].any(), "columns of units that are off are zero"
 
-    method.update = compared
+    method.optimizer.step, method.update = watched, compared
     training.run()
     assert seen > 50, "neurons do come and go"
 
