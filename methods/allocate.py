@@ -89,19 +89,26 @@ def allocate(allocation: str, layers: Sequence[Sized], density: float) -> Densit
     return ALLOCATIONS[choose("allocation", allocation, ALLOCATIONS)](layers, density)
 
 
-def counts(
-    layers: Sequence[Sized],
-    densities: Mapping[str, float],
-    total: int | None = None,
-    room: Mapping[str, int] | None = None,
-) -> dict[str, int]:
+def fitted(layers: Sequence[Sized], densities: Mapping[str, float], room: Mapping[str, int]) -> Densities:
+    """The same densities where every layer has room for so many weights; else the others have more, in proportion."""
+    ideal, full = {layer.name: densities[layer.name] * layer.numel for layer in layers}, set[str]()
+    total = min(math.fsum(ideal.values()), sum(room.values()))
+    while over := {name for name in ideal if name not in full and ideal[name] > room[name]}:
+        full |= over
+        rest = math.fsum(ideal[name] for name in ideal if name not in full)
+        left = total - sum(room[name] for name in full)
+        ideal = {name: float(room[name]) if name in full else n * left / (rest or 1.0) for name, n in ideal.items()}
+    return {layer.name: ideal[layer.name] / layer.numel for layer in layers}
+
+
+def counts(layers: Sequence[Sized], densities: Mapping[str, float], total: int | None = None) -> dict[str, int]:
     """Active weights by layer name that sum to `total`, by largest remainder; every layer has at least one.
 
     `total` defaults to what the densities sum to, rounded; it is raised to one weight a layer where it is below that.
-    `room` says how many a layer can have, if not all. ValueError where `total` exceeds that.
+    ValueError where it exceeds the number of weights.
     """
     ideal = {layer.name: densities[layer.name] * layer.numel for layer in layers}
-    size = {layer.name: layer.numel if room is None else room[layer.name] for layer in layers}
+    size = {layer.name: layer.numel for layer in layers}
     total = max(len(layers), round(math.fsum(ideal.values())) if total is None else total)
     if total > sum(size.values()):
         raise ValueError(f"total is {total}; the layers have {sum(size.values())} weights, give no more than that")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from methods.allocate import ALLOCATIONS, INITS, allocate, counts
+from methods.allocate import ALLOCATIONS, INITS, allocate, counts, fitted
 from methods.checks import choose, valid
 from methods.control import CONTROLS, multiplicative, quantile, rise
 from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
@@ -170,10 +170,10 @@ class LinBreg(Method):
         """Lambdas, one a Layer, at which the duals leave that density."""
         if self.scope == "global":
             return quantile(self.mirror, self.layers, round(density * sum(layer.numel for layer in self.layers)))
-        densities, room = allocate(self.allocation, self.layers, density), self.mirror.room()
-        total = min(round(density * self.model.maskable), sum(room.values()))
-        number = counts(self.layers, densities, total, room)
-        return [lam for layer in self.layers for lam in quantile(self.mirror, [layer], number[layer.name])]
+        scores = {layer: self.mirror.scores(layer) for layer in self.layers}
+        room = {y.name: int(s.count_nonzero()) * self.mirror.regularizer.size(y) for y, s in scores.items()}
+        number = counts(self.layers, fitted(self.layers, allocate(self.allocation, self.layers, density), room))
+        return [lam for y, s in scores.items() for lam in quantile(self.mirror, [y], number[y.name], [s])]
 
 
 @dataclass

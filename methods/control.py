@@ -21,15 +21,17 @@ def rise(progress: float, start: float, target: float) -> float:
     return target if progress >= 1 else start * (target / start) ** progress
 
 
-def quantile(optimizer: MirrorDescent, layers: Sequence[Layer], count: int) -> list[float]:
+def quantile(
+    optimizer: MirrorDescent, layers: Sequence[Layer], count: int, scores: Sequence[Tensor] | None = None
+) -> list[float]:
     """Lambdas, one a Layer, at which `count` weights are non-zero once the duals, all of them moved, are read.
 
     All Layers get the same lambda, the largest score of a group that goes. Two exceptions: a Layer that this would
     empty gets the lambda at which its best group stays, and where groups that stay and go tie, lambda is the next
     smaller number and those that go lose a hair of their dual. Of groups of several weights, the number that comes
-    nearest to `count` stays. A group whose dual is zero cannot stay.
+    nearest to `count` stays. A group whose dual is zero cannot stay. `scores` are the optimiser's, if at hand.
     """
-    scores = [optimizer.regularizer.score(layer, optimizer.dual(layer)).nan_to_num(0.0) for layer in layers]
+    scores = scores or [optimizer.scores(layer) for layer in layers]
     masks = select(scores, [optimizer.regularizer.size(layer) for layer in layers], count)
     best_out = [torch.where(mask, 0.0, score).max() for mask, score in zip(masks, scores, strict=True)]
     cut = torch.stack(best_out).max()

@@ -140,11 +140,9 @@ class MirrorDescent(LayerOptimizer):
         """The duals of a Layer, dense: those stored and those held off the support."""
         return layer.kernel.dense(layer, self.state[layer.parameter]["dual"], layer.reserve.get("dual"))
 
-    def room(self) -> dict[str, int]:
-        """How many weights of each Layer can be active, by its name: those in groups whose dual is not zero."""
-        rule = self.regularizer
-        layers = self.mirrored()
-        return {y.name: int(rule.score(y, self.dual(y)).count_nonzero()) * rule.size(y) for y in layers}
+    def scores(self, layer: Layer) -> Tensor:
+        """The score of each group's dual, (number of groups,); NaN counts as 0."""
+        return self.regularizer.score(layer, self.dual(layer)).nan_to_num(0.0)
 
     def scale(self, layer: Layer, factor: Tensor) -> None:
         """Multiply the duals of each group by a factor, (number of groups,), whether stored or not."""

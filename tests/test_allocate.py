@@ -17,6 +17,7 @@ from methods.allocate import (
     allocate,
     counts,
     erk,
+    fitted,
     global_top,
     kth_largest,
     random_mask,
@@ -179,11 +180,27 @@ def test_counts_meet_any_total(layers: list[Fake], density: float, data: st.Data
 
 @quick
 @given(nets, densities, st.data())
-def test_counts_stay_within_their_room(layers: list[Fake], density: float, data: st.DataObject) -> None:
+def test_what_has_no_room_goes_to_others_in_proportion(layers: list[Fake], density: float, data: st.DataObject) -> None:
     room = {y.name: data.draw(st.integers(1, y.numel)) for y in layers}
-    total = data.draw(st.integers(len(layers), sum(room.values())))
-    found = counts(layers, uniform(layers, density), total, room)
-    assert sum(found.values()) == total and all(1 <= found[name] <= most for name, most in room.items())
+    found, wanted = fitted(layers, erk(layers, density), room), erk(layers, density)
+    number = {y.name: found[y.name] * y.numel for y in layers}
+    ideal = {y.name: wanted[y.name] * y.numel for y in layers}
+    assert sum(number.values()) == pytest.approx(min(sum(ideal.values()), sum(room.values())))
+    assert all(number[name] <= most * (1 + 1e-9) for name, most in room.items())
+    open_ = [number[name] / ideal[name] for name in room if number[name] < room[name] * (1 - 1e-6)]
+    assert open_ == pytest.approx([max(open_, default=1.0)] * len(open_)) and min(open_, default=1.0) > 1 - 1e-9
+    full = [number[name] / ideal[name] for name in room if number[name] >= room[name] * (1 - 1e-6)]
+    assert not open_ or not full or max(full) <= max(open_) * (1 + 1e-6)
+    assert all(1 <= n <= room[name] for name, n in counts(layers, found).items())
+
+
+def test_densities_for_which_there_is_room_stay_as_they_are() -> None:
+    layers = [Fake("a", (1, 10)), Fake("b", (1, 10)), Fake("c", (1, 40))]
+    wanted = {"a": 0.22, "b": 0.27, "c": 0.21}
+    assert fitted(layers, wanted, {"a": 10, "b": 3, "c": 40}) == pytest.approx(wanted)
+    assert fitted(layers, wanted, {"a": 10, "b": 1, "c": 40}) == pytest.approx(
+        {"a": 0.22 * 12.3 / 10.6, "b": 0.1, "c": 0.21 * 12.3 / 10.6}
+    )
 
 
 def test_counts_go_by_largest_remainder() -> None:
