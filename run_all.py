@@ -231,8 +231,9 @@ def check(
     if all_ == bool(target):
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
     files, bad = arguments.files(plugin), 0
+    beds = [part.strip() for part in task.split(",")] if task else checking.TASKS
     jobs = jobs or diagnosis.cores()
-    for name, verdicts, seconds in conformance.results(target, task or checking.TASKS, kernel, jobs, files, data_root):
+    for name, verdicts, seconds in conformance.results(target, beds, kernel, jobs, files, data_root):
         for verdict in verdicts:
             typer.echo(f"{'ok ' if verdict.ok else 'BAD'}  {verdict.name}: {verdict.text}")
         good = sum(verdict.ok for verdict in verdicts)

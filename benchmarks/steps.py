@@ -108,7 +108,7 @@ def trainings(task: Noise, options: argparse.Namespace) -> dict[tuple[str, float
     wanted += [("sparse", name, sparsity) for name in options.methods for sparsity in options.sparsity]
     for kernel, name, sparsity in wanted:
         uniform = {} if "allocation" not in values.defaults(registry.find("method", name).load()) else UNIFORM
-        method = registry.method(name, sparsity=sparsity, **uniform, **options.set.get(name, {}))
+        method = registry.method(name, **{"sparsity": sparsity, **uniform, **options.set.get(name, {})})
         if reason := method.skip(task):
             print(f"left out: {reason}", file=sys.stderr)
             continue
@@ -171,14 +171,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--compile", action="store_true", help="torch.compile of the dense network too: slow to start")
     made.add_argument("--methods", default="static", help="names, comma-separated, measured under `sparse`")
     made.add_argument(
-        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="of `--methods`: depgraph.at=0"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD.FIELD=VALUE",
+        help="of `--methods`: depgraph.at=0",
     )
     options = timing.begin(made, arguments)
     try:
         options.set = settings(options.set)
         options.methods = [registry.find("method", name.strip()).name for name in options.methods.split(",")]
-        for name in options.set:
-            registry.method(name, **options.set[name])
+        for name, fields in options.set.items():
+            registry.method(name, **fields)
+            if name not in {"static", *options.methods}:
+                raise ValueError(f"--set: {name} is not measured; name it in --methods")
+            if "sparsity" in fields:
+                raise ValueError(f"--set: {name}.sparsity; give --sparsity instead")
     except ValueError as why:
         made.error(str(why))
     report = timing.Report(options)

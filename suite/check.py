@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from suite.checks.subject import Subject
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
-TASKS = "digits/mlp,digits/vit"  # the second for methods of transformers
+TASKS = ("digits/mlp", "digits/vit")  # the second for methods of transformers
 LIMIT = 300.0  # seconds, of a method whose checks never end
 RESUME = "resuming after any step is bit-exact"
 ELSEWHERE = "defaults are the same in another process"
@@ -49,18 +49,18 @@ Result = tuple[str, list[Verdict], float]
 class Given:
     """What is checked: a method by name, on the first task that it does not skip, under a kernel.
 
-    `task` has names with commas between; `file` takes the run from process to process.
+    `file` takes its run from process to process.
     """
 
     method: str
-    task: str
+    tasks: tuple[str, ...]
     kernel: str = "masked"
     plugins: tuple[str, ...] = ()
     data_root: str | None = None
     file: str = ""
 
 
-def check(target: str, task: str = TASKS, kernel: str = "masked") -> list[Verdict]:
+def check(target: str, tasks: Sequence[str] = TASKS, kernel: str = "masked") -> list[Verdict]:
     """All verdicts on a method's name or on each method of a plugin FILE; RegistryError for an unknown name."""
     plugins = [str(Path(target).resolve())] if target.endswith(".py") else []
     names = [target]
@@ -69,12 +69,12 @@ def check(target: str, task: str = TASKS, kernel: str = "masked") -> list[Verdic
         for entry in own.values():
             entry.load()
         names = list(own)
-    return [verdict for _, verdicts, _ in check_all(names, task, kernel, 1, plugins) for verdict in verdicts]
+    return [verdict for _, verdicts, _ in check_all(names, tasks, kernel, 1, plugins) for verdict in verdicts]
 
 
 def check_all(
     names: Sequence[str],
-    task: str = TASKS,
+    tasks: Sequence[str] = TASKS,
     kernel: str = "masked",
     jobs: int = 2,
     plugins: Sequence[str] = (),
@@ -91,9 +91,9 @@ def check_all(
         registry.find("method", name, plugins)
     if kernel not in KERNELS:
         raise registry.RegistryError(f"unknown kernel {kernel!r}; {near(kernel, list(KERNELS))}")
-    for name in task.split(","):
+    for name in tasks:
         plan.own_data(registry.task(name, plugins), data_root, False).prepare()
-    return _check_all(names, Given("", task, kernel, tuple(plugins), data_root), jobs)
+    return _check_all(names, Given("", tuple(tasks), kernel, tuple(plugins), data_root), jobs)
 
 
 def _check_all(names: Sequence[str], given: Given, jobs: int) -> Iterator[Result]:
@@ -185,7 +185,7 @@ def examine(given: Given) -> list[Verdict]:
     except RAISED as error:
         return [Verdict(f"{name}: can be made", False, explain(error, subject.files))]
     if reason:
-        return [Verdict(f"{name}: skips {given.task}", True, reason)]
+        return [Verdict(f"{name}: skips {subject.task_name}", True, reason)]
     verdicts = [_verdict(subject, title, partial(test, subject)) for title, test in CHECKS.items()]
     for title, test in REPORTS.items():
         with suppress(*RAISED):

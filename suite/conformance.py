@@ -27,10 +27,16 @@ BATCHES, STEPS = 100, 20  # of the endless splits: enough to see most rows of a 
 
 
 def results(
-    target: str, task: str, kernel: str, jobs: int = 1, plugins: Sequence[str] = (), data_root: str | None = None
+    target: str,
+    beds: Sequence[str],
+    kernel: str,
+    jobs: int = 1,
+    plugins: Sequence[str] = (),
+    data_root: str | None = None,
 ) -> Iterator[Result]:
     """(name, verdicts, seconds) of the method or task `target`, of all that a plugin file has, or of all methods ("").
 
+    A method is checked on the first of the tasks `beds` that it does not skip.
     RegistryError for an unknown name and for a file that is broken, DataError where a task's data is missing.
     """
     own = [str(Path(target).resolve())] if target.endswith(".py") else []
@@ -42,7 +48,7 @@ def results(
         methods, tasks = [], [target]
     else:
         methods, tasks = [registry.find("method", target, files).name] if target else list(entries[0]), []
-    found = check.check_all(methods, task, kernel, jobs, files, data_root) if methods else ()
+    found = check.check_all(methods, beds, kernel, jobs, files, data_root) if methods else ()
     for name in tasks:
         yield _task(name, files, data_root)
     yield from found

@@ -67,15 +67,22 @@ def test_other_methods_are_measured_under_the_same_kernel(capsys) -> None:
 
 def test_methods_are_set_and_left_out_where_they_cannot_run(capsys, monkeypatch) -> None:
     pytest.importorskip("torch_pruning")
-    found = steps.settings(["depgraph.at=0", "rigl:itop.alpha=0.5", "depgraph.sparsity=0.1"])
-    assert found == {"depgraph": {"at": "0", "sparsity": "0.1"}, "rigl:itop": {"alpha": "0.5"}}
+    found = steps.settings(["depgraph.at=0", "rigl:itop.alpha=0.5", "depgraph.stop=0.1"])
+    assert found == {"depgraph": {"at": "0", "stop": "0.1"}, "rigl:itop": {"alpha": "0.5"}}
     monkeypatch.setitem(steps.MODELS, "vit_tiny", SMALL)
     some = ("--only", "vit_tiny", "--sparsity", "0.5", "--methods")
     cut = run(capsys, *some, "depgraph", "--set", "depgraph.at=0")["rows"][-1]
     assert cut["kernel"] == "sparse depgraph" and cut["routes"] == {"dense": 3}
     monkeypatch.setattr("methods.depgraph.DepGraph.skip", lambda self, task: "no channels")
     assert [row["kernel"] for row in run(capsys, *some, "depgraph")["rows"]] == ["dense", "dense bf16", "masked"]
-    for wrong, text in (("depgraph.att=0", "no field 'att'"), ("at=0", "is no METHOD.FIELD=VALUE")):
+    both = ("--set", "static.allocation=erk", "--set", "depgraph.at=0")
+    assert run(capsys, *some, "static,depgraph", *both)["rows"]
+    wrongs = {
+        "depgraph.att=0": "no field 'att'",
+        "at=0": "is no METHOD.FIELD=VALUE",
+        "rigl.alpha=0.1": "is not measured",
+    }
+    for wrong, text in {**wrongs, "depgraph.sparsity=0.1": "give --sparsity instead"}.items():
         with pytest.raises(SystemExit):
             run(capsys, *some, "depgraph", "--set", wrong)
         assert text in capsys.readouterr().err

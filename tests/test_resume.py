@@ -57,7 +57,7 @@ def test_what_a_class_or_module_gathers_is_not_there_after_a_resume(tmp_path: Pa
 @pytest.mark.parametrize("held", ["lambda: 0", "object()", "largest"])
 def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, held: str) -> None:
     subject = breach(tmp_path, f"    def begin(self, t):\n        self.memory['odd'] = {held}\n")
-    given = Given("broken", "digits/mlp", plugins=tuple(subject.plugins), file=str(tmp_path / "states"))
+    given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))
     bad = {verdict.name: verdict.text for verdict in examine(given) if not verdict.ok}
     assert "after step 1 the state cannot be saved (keep tensors, numbers and text" in bad[f"broken: {RESUME}"]
     assert not Path(given.file).exists()
@@ -65,7 +65,7 @@ def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, h
 
 def test_defaults_of_chance_are_caught_by_another_process(tmp_path: Path) -> None:
     subject = breach(tmp_path, "    alpha: float = random.random()\n")
-    given = Given("broken", "digits/mlp", plugins=tuple(subject.plugins), file=str(tmp_path / "states"))
+    given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))
     assert all(verdict.ok for verdict in examine(given))
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         verdicts = {verdict.name: verdict for verdict in pool.apply(resume, (given,))}

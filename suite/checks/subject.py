@@ -41,8 +41,7 @@ class Subject:
     @classmethod
     def of(cls, given: check.Given) -> Subject:
         """The subject that `dstbench check` was given, on the first of its tasks that the method does not skip."""
-        names = given.task.split(",")
-        found = [cls(given.method, name, given.kernel, given.plugins, given.data_root) for name in names]
+        found = [cls(given.method, name, given.kernel, given.plugins, given.data_root) for name in given.tasks]
         return next((subject for subject in found if not subject.skipped()), found[0])
 
     @cached_property
