@@ -15,7 +15,9 @@ from methods.checks import choose, valid
 from methods.control import CONTROLS, multiplicative, quantile, rise
 from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
 from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
+from suite.heads import attention
 from suite.method import Gradients, Method
+from suite.task import Task
 
 MOMENTA: dict[str, Callable[..., Tensor]] = {"": plain, "ema": ema, "heavy_ball": heavy_ball}
 SCOPES = ("global", "layer")
@@ -35,7 +37,7 @@ KEPT = {"dual": "of every weight, zero or not", "momentum": "of every weight, ze
 class LinBreg(Method):
     """Gradient descent on a dual variable v, from which the weights are read: prox of delta lambda J at delta v.
 
-    J is `regularizer`: l1, row, kernel, head (rows where there are none), or blocks of outputs, block2, 4 and 8.
+    J is `regularizer`: l1, row, kernel, head (rows in other Layers), or blocks of outputs, block2, 4 and 8.
     `control` says where lambda comes from. "quantile": set at every fine step so that the density is exactly on a curve
     from `start_density` (0: half the target, at least 5 %; never above the target) to the target, which it reaches at
     the share `ramp` of the run; the same for all Layers (`scope` "global"), or each Layer's own, for the density that
@@ -98,6 +100,11 @@ class LinBreg(Method):
         for field, (good, wanted) in BOUNDS.items():
             if not good(value := getattr(self, field)):
                 raise ValueError(f"{self.name}: {field} is {value}; give {wanted}")
+
+    def skip(self, task: Task) -> str | None:
+        if self.regularizer == "head" and not attention(task.build(0)):
+            return f"{self.name}: this network has no attention heads; take another regularizer"
+        return None
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> MirrorDescent:
         decay, rule = self.recipe.weight_decay[self.kind], Regularizer(self.regularizer)
