@@ -199,7 +199,7 @@ def test_validate_status_and_doctor(plugin: Path, tmp_path: Path) -> None:
 
 def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
     from suite import conformance, doctor
-    from suite.check import Verdict
+    from suite.check import TASKS, Verdict
 
     asked = []
 
@@ -209,12 +209,12 @@ def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, pl
         yield "b", [Verdict("b: first", True, "fine")], 0.04
 
     monkeypatch.setattr(conformance, "results", results)
-    result = call("check", "mine.py", "--task", "digits/vit", "--kernel", "compact", "--plugin", plugin)
+    result = call("check", "mine.py", "--task", "digits/vit, digits/mlp", "--kernel", "compact", "--plugin", plugin)
     lines = ["ok   a: first: fine", "BAD  a: second: not so", "a: 1 of 2 ok, 1.2 s", "ok   b: first: fine"]
     assert result.exit_code == 1 and result.output.splitlines() == [*lines, "b: 1 of 1 ok, 0.0 s"]
     assert call("check", "--all", "--jobs", "3", "--data-root", "data").exit_code == 0
-    assert asked[0] == ("mine.py", "digits/vit", "compact", doctor.cores(), [str(plugin)], None)
-    assert asked[1] == ("", "digits/mlp", "masked", 3, [], "data")
+    assert asked[0] == ("mine.py", ["digits/vit", "digits/mlp"], "compact", doctor.cores(), [str(plugin)], None)
+    assert asked[1] == ("", TASKS, "masked", 3, [], "data")
 
 
 @pytest.mark.parametrize("arguments", [[], ["rigl", "--all"]])
