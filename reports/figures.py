@@ -13,6 +13,7 @@ from reports.series import Look, bounds, domain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 STYLE: Any = {
@@ -73,7 +74,9 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     names = list(dict.fromkeys(table[facet]))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.6), layout="constrained")
+    shown = [name for name in looks if name in set(table["method"])]
+    wide = min(len(shown), 2 * columns)  # of the legend
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.2 * -(-len(shown) // wide) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(axes, names, strict=False):
         draw(ax, table[table[facet] == name])
@@ -82,9 +85,8 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
             ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
     for ax in axes[len(names) :]:
         ax.remove()
-    shown = [name for name in looks if name in set(table["method"])]
     handles = [Line2D([], [], color=looks[n].colour, marker=looks[n].marker, markersize=5, label=n) for n in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(shown), 3 * columns), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=wide, frameon=False, fontsize=8)
     return figure
 
 
@@ -103,10 +105,12 @@ def _sparsity(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: 
 
 
 def _flops(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: Mapping[str, str | None]) -> None:
+    ax.set_xscale("log")
     _lines(ax, part[~part["off"].astype(bool)], "ratio", looks)
     for row in each(part[part["off"].astype(bool)]):
         ax.plot(row.ratio, row.mean, looks[row.method].marker, color=looks[row.method].colour, fillstyle="none")
     _label(ax, part, metrics, "training FLOPs ÷ dense (1 multiply-add = 2 FLOPs)")
+    _decades(ax.xaxis)
 
 
 def _steepest(curves: pd.DataFrame) -> pd.DataFrame:
@@ -138,8 +142,6 @@ def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
 
 
 def _realised(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
-    from matplotlib.ticker import LogLocator
-
     span = bounds(part)
     ax.plot(span, span, "--", color="black", linewidth=1)
     ax.axhline(1, color="#7F7F7F", linestyle=":", linewidth=1)
@@ -149,9 +151,16 @@ def _realised(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
     ax.set(xscale="log", yscale="log", xlim=span, ylim=span)
     ax.set(xlabel="training FLOPs ÷ dense", ylabel="step time ÷ dense\n(hollow: simulated)")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_locator(LogLocator(subs=()))
+        _decades(axis)
+
+
+def _decades(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(LogLocator(subs=()))
 
 
 def _lines(ax: Axes, part: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
