@@ -13,6 +13,7 @@ from methods import METHODS
 from suite import registry
 from suite.check import RESUME, TASKS, Given, Pools, _ask, check, check_all, examine, explain, resume
 from suite.checks import CHECKS, invariance
+from suite.checks.counts import _stays_at_zero
 from suite.checks.resume import resumes_after_any_step, write_states
 from suite.checks.subject import NotChecked, Recorded, Subject
 
@@ -181,6 +182,10 @@ def test_ties_and_zeros_are_seen_as_counts(tmp_path: Path) -> None:
     assert len(subject.run.counts) == 96
     assert Recorded.of(subject.training(), until=3).counts == subject.run.counts[:3]
     assert "otherwise" in CHECKS["counts are exact under ties"](subject)
+
+
+def test_a_network_that_dense_training_leaves_at_zero_tells_nothing() -> None:
+    assert [_stays_at_zero(Subject("rigl", task)) for task in TASKS] == [False, True]
 
 
 def test_a_method_is_checked_on_the_first_task_that_it_does_not_skip() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -72,10 +73,21 @@ def _zeroed(subject: Subject) -> Iterator[tuple[float, str, Recorded]]:
         training = subject.training()
         after_optimizer(training, _from_middle(training, share))
         yield share, f"with {words} zero after the optimiser, from step {MIDDLE} on", Recorded.of(training)
+    if _stays_at_zero(subject):
+        return
     training = subject.training(ready=False)
     _zero(training, 1.0)
     training.setup()
     yield 1.0, "with all initial weights zero", Recorded.of(training)
+
+
+def _stays_at_zero(subject: Subject) -> bool:
+    """Whether dense training, too, leaves whole Layers of the network at zero, as in a ViT: nothing grows there."""
+    training = replace(subject, name="dense").training(ready=False)
+    _zero(training, 1.0)
+    training.setup()
+    training.run()
+    return not all(bool(layer.weight.any()) for layer in training.model.layers)
 
 
 def _at_middle(share: float) -> Watch:

@@ -104,7 +104,9 @@ def _one_step(start: Start) -> str:
     if start.before[start.new].any():
         return "the value was not zero before, as `grown` says"
     steps = (start.now["weight"] - start.before).abs()
-    size, most = float(steps[start.new].median()), float(steps[start.kept].max()) if start.kept.any() else 0.0
+    if not start.kept.any():
+        return ""  # nothing to compare with
+    size, most = float(steps[start.new].median()), float(steps[start.kept].max())
     if size <= LENGTHS * most:
         return ""
     return f"the value is {size:.3g} from zero, while other weights moved by {most:.3g} at most"
