@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,8 +33,8 @@ class S2ViTE(SET):
         others and computes the gradients of their columns, which are zero: what it computes is the same.
     FLOPs: 3 f_S a step, and at an update the rows and columns of all units besides, as for `rigl`; the paper reports
         inference alone.
-    Defaults: the code's: `alpha` 0.5 and `floor` 0.005 (DeiT-Small), updates end at 0.8 of the run.
-        Its period, 15 000 steps, is 1 % of its run: here the recipe's. Its cosine ends with the run, here with updates.
+    Defaults: the code's: `alpha` 0.5 and `floor` 0.005 (DeiT-Small), updates end at 0.8 of the run. Its
+        period, 15 000 steps, is 1 % of its run: here the recipe's. Its cosine ends with the run, here with updates.
     Ambiguous: the code drops rows of queries, keys and values alone and leaves the output dense, and lets all weights
         of a neuron start at zero, where they have no gradient but by a bias. Here rows start as they were when last
         read, or at first, but for weight decay at updates, and columns one step off zero: the update's pass computes
@@ -47,6 +47,7 @@ class S2ViTE(SET):
     alpha: float = 0.5
     stop: float = 0.8
     floor: float = 0.005
+    after_step: ClassVar[bool] = False  # type: ignore[misc]
     allocation: ClassVar[str] = "uniform"  # type: ignore[misc]
     init: ClassVar[str] = "dense"  # type: ignore[misc]
 
@@ -74,8 +75,7 @@ class S2ViTE(SET):
     def update(self, t: int) -> None:
         scores = importance(self.model)
         self.optimizer.step()
-        for part, score in scores.items():
-            turn_on(self.model, part, chosen(self.model[part.output], part, score, self.fraction(t)))
+        exchange(self.model, scores, self.fraction(t))
 
     def finish(self) -> None:
         clear(self.layers)
@@ -104,7 +104,7 @@ def weight(model: SparseModel, part: Units) -> int:
 
 
 def plan(model: SparseModel, sparsity: float) -> dict[Units, int]:
-    """How many units of each part are active, one at least; ValueError where that misses the target by a neuron."""
+    """How many units of each part are active, one at least; ValueError where that misses by more than a neuron."""
     attentions, pairs = parts(model)
     if not attentions or not pairs:
         raise ValueError(
@@ -160,6 +160,12 @@ def look(model: SparseModel) -> None:
         model[part.output].grad_mask = None
         for name in part.inputs:
             model[name].forward_mask = None
+
+
+def exchange(model: SparseModel, scores: Mapping[Units, Tensor], fraction: float) -> None:
+    """Drop this share of the active units of each part, those of least score, and grow as many."""
+    for part, score in scores.items():
+        turn_on(model, part, chosen(model[part.output], part, score, fraction))
 
 
 def chosen(out: Layer, part: Units, score: Tensor, fraction: float) -> Tensor:

@@ -103,6 +103,8 @@ def test_it_skips_with_a_reason() -> None:
     assert S2ViTE(sparsity=most).skip(task()) is None
     with pytest.raises(ValueError, match="run at that"):
         begun(0.95)
+    with pytest.raises(TypeError, match="after_step"):
+        S2ViTE(sparsity=0.5, after_step=True)
     for field, value in (("alpha", 1.5), ("floor", 0.9), ("stop", -1.0)):
         with pytest.raises(ValueError, match=f"s2vite: {field} is"):
             S2ViTE(sparsity=0.5, **{field: value})
