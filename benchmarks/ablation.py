@@ -35,8 +35,8 @@ class Trial:
         """Accuracy on valid (nan where it diverged), and training FLOPs beside dense."""
         import torch
 
-        from suite import registry
-        from suite.train import Diverged, Training
+        from dstbench.suite import registry
+        from dstbench.suite.train import Diverged, Training
 
         torch.set_num_threads(1)
         method = registry.method(self.method, sparsity=self.sparsity, **dict(self.setting))
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
 
-    from suite import machine
+    from dstbench.suite import machine
 
     axes = [[(name, v) for v in values.split(",")] for name, _, values in (f.partition("=") for f in options.fields)]
     trials = [
@@ -95,7 +95,7 @@ def main() -> None:
         for seed in range(options.seeds)
     ]
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "torchvision", "timm", "suite.train"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "torchvision", "timm", "dstbench.suite.train"])
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         found = dict(zip(trials, pool.map(Trial.run, trials), strict=True))
     print(table(found))

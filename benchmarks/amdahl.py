@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from suite.train import Training
+from dstbench.suite.train import Training
 
 PAIRS, SECONDS = 3, 0.5  # at least
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite import machine
-from suite.kernels import semi_structured
-from suite.model import SparseModel
+from dstbench.suite import machine
+from dstbench.suite.kernels import semi_structured
+from dstbench.suite.model import SparseModel
 
 LAYERS = ((1024, 1024), (1024, 4096), (4096, 1024), (4096, 4096))  # inputs, outputs
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks import roofs, timing
 from benchmarks.timing import Call
-from suite.kernels.conv import ConvPattern, SparseConv2d, to_blocked
-from suite.kernels.csr import CsrLinear, CsrPattern
-from suite.kernels.linear import LinearPattern, SparseLinear
-from suite.kernels.plan import Plan
+from dstbench.suite.kernels.conv import ConvPattern, SparseConv2d, to_blocked
+from dstbench.suite.kernels.csr import CsrLinear, CsrPattern
+from dstbench.suite.kernels.linear import LinearPattern, SparseLinear
+from dstbench.suite.kernels.plan import Plan
 
 BLOCKED = (0.9, 0.95)  # sparsities of which a Linear is measured with blocks, too
 LAYERS: dict[str, tuple[int, ...]] = {

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite import machine, registry
-from suite.task import Batch
-from suite.train import Training
-from tasks.cifar10 import RESNET18
-from tasks.vision import VisionTask
+from dstbench.suite import machine, registry
+from dstbench.suite.task import Batch
+from dstbench.suite.train import Training
+from dstbench.tasks.cifar10 import RESNET18
+from dstbench.tasks.vision import VisionTask
 
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {},

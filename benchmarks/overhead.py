@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from suite import machine, registry
-from suite.task import Task
-from suite.train import Training
+from dstbench.suite import machine, registry
+from dstbench.suite.task import Task
+from dstbench.suite.train import Training
 
 
 def bare(task: Task) -> Callable[[int], None]:

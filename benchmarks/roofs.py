@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import timing
-from suite.kernels import build
+from dstbench.suite.kernels import build
 
 SOURCE = Path(__file__).parent / "native" / "roofs.cpp"
 MEMORY = 128 << 20  # bytes

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import amdahl, timing
-from suite import registry, values
-from suite.recipe import Recipe
-from suite.task import Batch
-from suite.train import Training
-from tasks import models
-from tasks.cifar10 import RESNET18, VIT_TINY
-from tasks.vision import VisionTask
+from dstbench.suite import registry, values
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import Batch
+from dstbench.suite.train import Training
+from dstbench.tasks import models
+from dstbench.tasks.cifar10 import RESNET18, VIT_TINY
+from dstbench.tasks.vision import VisionTask
 
 # So many steps that no evaluation and no curve falls into a sample; so small a rate that gradients stay normal numbers.
 RECIPE = Recipe(steps=10**7, batch=128, lr={"sgd": 1e-3, "adam": 1e-3})

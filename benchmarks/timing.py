@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from suite import machine
-from suite.kernels import allocator
+from dstbench.suite import machine
+from dstbench.suite.kernels import allocator
 
 SAMPLE = 0.06  # seconds
 FOREIGN, TICK = 0.12, 0.01

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 from benchmarks import timing
-from suite import registry
-from suite.kernels import KERNELS
-from suite.task import DataError, Task
-from suite.train import Diverged, Training
+from dstbench.suite import registry
+from dstbench.suite.kernels import KERNELS
+from dstbench.suite.task import DataError, Task
+from dstbench.suite.train import Diverged, Training
 
 METHODS = ("static", "rigl", "ml_linbreg")
 # Reached when `ramp`, 30 % of the run, is over; the same density in every Layer to begin with, as in its paper.

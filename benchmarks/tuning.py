@@ -37,9 +37,9 @@ class Trial:
         """Accuracy on the valid split after the last step; nan where training diverged."""
         import torch
 
-        from suite import registry
-        from suite.method import Method
-        from suite.train import Diverged, Training
+        from dstbench.suite import registry
+        from dstbench.suite.method import Method
+        from dstbench.suite.train import Diverged, Training
 
         torch.set_num_threads(1)
         task = replace(registry.task(self.task), root=self.root)
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps([asdict(row) | {"mean": row.mean} for row in found], indent=1))
         return 0
-    from suite import machine
+    from dstbench.suite import machine
 
     here, versions = machine.facts(), machine.versions()
     print(table(found))

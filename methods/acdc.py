@@ -6,10 +6,10 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import uniform
-from methods.checks import valid
-from methods.magnitude import SCOPES, prune
-from suite.method import Method
+from dstbench.methods.allocate import uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.magnitude import SCOPES, prune
+from dstbench.suite.method import Method
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.checks import choose
-from methods.scores import magnitude
-from suite.layer import Layer
+from dstbench.methods.checks import choose
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
 
 Densities = dict[str, float]
 INITS = ("sparse", "dense")

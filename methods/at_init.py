@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.allocate import INITS, begin_sparse, global_top
-from methods.checks import valid
-from suite.method import Gradients, Method
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.allocate import INITS, begin_sparse, global_top
+from dstbench.methods.checks import valid
+from dstbench.suite.method import Gradients, Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 
 @dataclass

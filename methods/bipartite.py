@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from suite.layer import Layer
+from dstbench.suite.layer import Layer
 
 SCORES = ("ch2_l3n", "ch3_l3n", "ch2_l3p", "ch3_l3p")
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)

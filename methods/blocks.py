@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import allocate, top
-from methods.dynamic import RigL, grow
-from methods.regularizers import Regularizer, sparse_start
-from suite import groups
-from suite.method import Gradients
+from dstbench.methods.allocate import allocate, top
+from dstbench.methods.dynamic import RigL, grow
+from dstbench.methods.regularizers import Regularizer, sparse_start
+from dstbench.suite import groups
+from dstbench.suite.method import Gradients
 
 
 @dataclass

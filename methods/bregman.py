@@ -10,14 +10,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from methods.allocate import ALLOCATIONS, INITS, allocate, counts, fitted
-from methods.checks import choose, valid
-from methods.control import CONTROLS, multiplicative, quantile, rise
-from methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
-from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
-from suite.heads import attention
-from suite.method import Gradients, Method
-from suite.task import Task
+from dstbench.methods.allocate import ALLOCATIONS, INITS, allocate, counts, fitted
+from dstbench.methods.checks import choose, valid
+from dstbench.methods.control import CONTROLS, multiplicative, quantile, rise
+from dstbench.methods.mirror import Direction, MirrorDescent, adam, ema, heavy_ball, plain
+from dstbench.methods.regularizers import REGULARIZERS, Regularizer, sparse_start
+from dstbench.suite.heads import attention
+from dstbench.suite.method import Gradients, Method
+from dstbench.suite.task import Task
 
 MOMENTA: dict[str, Callable[..., Tensor]] = {"": plain, "ema": ema, "heavy_ball": heavy_ball}
 SCOPES = ("global", "layer")

@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods import schedules
-from methods.allocate import counts, global_top, top, uniform
-from methods.checks import valid
-from methods.dynamic import RigL
-from methods.magnitude import between
-from methods.scores import magnitude
-from suite.layer import Layer
-from suite.method import Gradients
+from dstbench.methods import schedules
+from dstbench.methods.allocate import counts, global_top, top, uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import RigL
+from dstbench.methods.magnitude import between
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
 
 
 @dataclass

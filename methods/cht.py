@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.allocate import Densities, allocate, counts, start, top
-from methods.bipartite import SCORES, chains, link_scores, unlink
-from methods.checks import valid
-from methods.dynamic import SET
-from methods.scores import magnitude
-from suite.layer import Layer
-from suite.method import Gradients
+from dstbench.methods.allocate import Densities, allocate, counts, start, top
+from dstbench.methods.bipartite import SCORES, chains, link_scores, unlink
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import SET
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
 
 TINY = 1e-12  # the least magnitude that is drawn by
 FLOOR = 1e-5  # added to all scores where too few are above zero

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from suite import registry
-from suite.method import Gradients, Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
-from suite.task import Task
+from dstbench.suite import registry
+from dstbench.suite.method import Gradients, Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import Task
 
 ADVICE = "wrap one that has not, such as static, rigl or acdc"
 

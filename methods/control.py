@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.allocate import global_top
-from methods.mirror import MirrorDescent
-from suite.layer import Layer
+from dstbench.methods.allocate import global_top
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.suite.layer import Layer
 
 CONTROLS = ("quantile", "fixed", "multiplicative")
 

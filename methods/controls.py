@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.allocate import global_top
-from methods.bregman import LinBreg, MLLinBreg
-from methods.mirror import MirrorDescent
-from methods.regularizers import Regularizer
-from suite.layer import Layer
+from dstbench.methods.allocate import global_top
+from dstbench.methods.bregman import LinBreg, MLLinBreg
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.methods.regularizers import Regularizer
+from dstbench.suite.layer import Layer
 
 # A ClassVar in place of a parent's field takes the hyper-parameter away: to give it is an error, not a silent no-op.
 

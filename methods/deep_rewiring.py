@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.checks import valid
-from methods.dynamic import chance, grow
-from methods.static import Static
-from suite.layer import Layer
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import chance, grow
+from dstbench.methods.static import Static
+from dstbench.suite.layer import Layer
 
 
 @dataclass

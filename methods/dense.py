@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.checks import choose
-from suite.method import Method
-from suite.recipe import KINDS
+from dstbench.methods.checks import choose
+from dstbench.suite.method import Method
+from dstbench.suite.recipe import KINDS
 
 
 @dataclass

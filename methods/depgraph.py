@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from methods.finetune import OneShot
-from suite.method import Gradients
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.finetune import OneShot
+from dstbench.suite.method import Gradients
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 STEPS = 1000  # shares of channels that are looked at
 

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from methods import schedules
-from methods.allocate import counts, top
-from methods.checks import valid
-from methods.dynamic import chance, grow
-from methods.scores import magnitude
-from methods.static import Static
-from suite.method import Gradients
+from dstbench.methods import schedules
+from dstbench.methods.allocate import counts, top
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import chance, grow
+from dstbench.methods.scores import magnitude
+from dstbench.methods.static import Static
+from dstbench.suite.method import Gradients
 
 
 @dataclass

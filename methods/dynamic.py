@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods import schedules
-from methods.allocate import exchange, top
-from methods.checks import valid
-from methods.static import Static
-from suite.layer import Layer
+from dstbench.methods import schedules
+from dstbench.methods.allocate import exchange, top
+from dstbench.methods.checks import valid
+from dstbench.methods.static import Static
+from dstbench.suite.layer import Layer
 
 
 @dataclass

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods import schedules
-from methods.checks import valid
-from methods.compose import Composer
-from methods.snfs import SNFS
-from suite.layer import Mask
-from suite.method import Gradients
-from suite.model import SparseModel
-from suite.recipe import Recipe
+from dstbench.methods import schedules
+from dstbench.methods.checks import valid
+from dstbench.methods.compose import Composer
+from dstbench.methods.snfs import SNFS
+from dstbench.suite.layer import Mask
+from dstbench.suite.method import Gradients
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 
 
 def factors(weight: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods.allocate import uniform
-from methods.checks import valid
-from methods.magnitude import SCOPES, prune
-from suite.method import Gradients, Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
+from dstbench.methods.allocate import uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.magnitude import SCOPES, prune
+from dstbench.suite.method import Gradients, Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 
 
 @dataclass

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import allocate, counts, cut, uniform
-from methods.allocate import start as start_sparse
-from methods.checks import valid
-from methods.dynamic import RigL
-from methods.magnitude import between
-from methods.schedules import cubic
-from methods.scores import magnitude
-from suite.method import Gradients
+from dstbench.methods.allocate import allocate, counts, cut, uniform
+from dstbench.methods.allocate import start as start_sparse
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import RigL
+from dstbench.methods.magnitude import between
+from dstbench.methods.schedules import cubic
+from dstbench.methods.scores import magnitude
+from dstbench.suite.method import Gradients
 
 
 @dataclass

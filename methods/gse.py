@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.allocate import global_top, top
-from methods.checks import valid
-from methods.dynamic import SET, chance
-from methods.scores import magnitude
-from suite.layer import Layer
+from dstbench.methods.allocate import global_top, top
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import SET, chance
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
 
 
 @dataclass

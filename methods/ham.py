@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from methods.checks import valid
-from methods.compose import Composer
-from suite.model import SparseModel
-from suite.recipe import Recipe
+from dstbench.methods.checks import valid
+from dstbench.methods.compose import Composer
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 
 LARGEST = 5.0  # exponent, of either sign
 

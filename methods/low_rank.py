@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.bregman import LinBreg
-from methods.checks import valid
-from methods.mirror import MirrorDescent
-from methods.regularizers import Regularizer
-from suite.layer import Layer
-from suite.method import Gradients
+from dstbench.methods.bregman import LinBreg
+from dstbench.methods.checks import valid
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.methods.regularizers import Regularizer
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods.allocate import Densities, counts, global_top, top, uniform
-from methods.checks import valid
-from methods.schedules import cubic, due
-from methods.scores import magnitude
-from suite.layer import Layer
-from suite.method import Method
+from dstbench.methods.allocate import Densities, counts, global_top, top, uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.schedules import cubic, due
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Method
 
 SCOPES = ("global", "layer")
 

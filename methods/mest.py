@@ -9,14 +9,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods import schedules
-from methods.allocate import allocate, begin_sparse, counts, top
-from methods.checks import valid
-from methods.dynamic import chance, grow
-from methods.scores import magnitude
-from methods.static import Static
-from suite.layer import Layer
-from suite.method import Gradients
+from dstbench.methods import schedules
+from dstbench.methods.allocate import allocate, begin_sparse, counts, top
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import chance, grow
+from dstbench.methods.scores import magnitude
+from dstbench.methods.static import Static
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
 
 HALVED, ENDED = 90 / 160, 120 / 160  # shares of the run
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.regularizers import Regularizer
-from suite import groups as layer_groups
-from suite.layer import Layer
-from suite.method import LayerOptimizer
+from dstbench.methods.regularizers import Regularizer
+from dstbench.suite import groups as layer_groups
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import LayerOptimizer
 
 Direction = Callable[[Tensor, dict[str, Any], float], Tensor]  # (gradient, state, lr) -> what the dual loses
 HAIR = 16  # units of rounding by which a tie is broken

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from methods.allocate import begin_sparse, counts, random_mask, start
-from suite import groups
-from suite.layer import Layer
+from dstbench.methods.allocate import begin_sparse, counts, random_mask, start
+from dstbench.suite import groups
+from dstbench.suite.layer import Layer
 
 REGULARIZERS = {
     "l1": "entries",
@@ -38,7 +38,7 @@ class Regularizer:
 
     @property
     def groups(self) -> str:
-        """The kind of groups, in the words of `suite.groups`."""
+        """The kind of groups, in the words of `dstbench.suite.groups`."""
         return REGULARIZERS[self.name]
 
     def size(self, layer: Layer) -> int:
@@ -85,7 +85,7 @@ class _Groups(NamedTuple):
 def sparse_start(
     layers: Sequence[Layer], densities: Mapping[str, float], rng: torch.Generator, init: str, rule: Regularizer
 ) -> None:
-    """`methods.allocate.start` by whole groups: exact counts of them, at least one in every Layer.
+    """`dstbench.methods.allocate.start` by whole groups: exact counts of them, at least one in every Layer.
 
     Reference: Bungert et al., arXiv 2105.04319, section 3.2 (variance-preserving sparse initialisation).
     """

@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.allocate import global_top, uniform
-from methods.checks import valid
-from methods.finetune import OneShot
-from methods.structured import fan_ins, leading
-from suite.layer import Layer
-from suite.method import Gradients
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.allocate import global_top, uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.finetune import OneShot
+from dstbench.methods.structured import fan_ins, leading
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 # ---- Wanda -----------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.checks import valid
-from methods.compose import Composer
-from suite.model import SparseModel
-from suite.recipe import Recipe
+from dstbench.methods.checks import valid
+from dstbench.methods.compose import Composer
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from suite.layer import Layer
+from dstbench.suite.layer import Layer
 
 
 def momentum(layer: Layer) -> Tensor:

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from methods.allocate import erk
-from methods.checks import valid
-from suite.method import Method
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.allocate import erk
+from dstbench.methods.checks import valid
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 MATCHES = ("parameters", "flops")
 STEPS = 2**14  # widths are tried at multiples of 1 / STEPS, finer than one unit of any layer up to 16384 wide

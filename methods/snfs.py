@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods.allocate import top
-from methods.dynamic import SET, grow
-from methods.scores import magnitude, momentum
-from suite.layer import Layer
-from suite.method import Gradients
+from dstbench.methods.allocate import top
+from dstbench.methods.dynamic import SET, grow
+from dstbench.methods.scores import magnitude, momentum
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
 
 
 @dataclass

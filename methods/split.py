@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from methods.allocate import cut
-from methods.checks import valid
-from methods.finetune import OneShot
-from suite.method import Gradients
+from dstbench.methods.allocate import cut
+from dstbench.methods.checks import valid
+from dstbench.methods.finetune import OneShot
+from dstbench.suite.method import Gradients
 
 
 @dataclass

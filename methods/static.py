@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import ALLOCATIONS, INITS, allocate, start
-from methods.checks import valid
-from suite.method import Gradients, Method
+from dstbench.methods.allocate import ALLOCATIONS, INITS, allocate, start
+from dstbench.methods.checks import valid
+from dstbench.suite.method import Gradients, Method
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.allocate import uniform
-from methods.checks import valid
-from methods.magnitude import largest
-from methods.schedules import cubic
-from suite.method import Gradients, Method
+from dstbench.methods.allocate import uniform
+from dstbench.methods.checks import valid
+from dstbench.methods.magnitude import largest
+from dstbench.methods.schedules import cubic
+from dstbench.suite.method import Gradients, Method
 
 CONTROLS = ("quantile", "free")
 LEAST = 1e-30  # of one sigmoid(s) over another: weights are divided by it

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.allocate import ALLOCATIONS, allocate
-from methods.checks import valid
-from methods.magnitude import SCOPES, largest
-from methods.schedules import cubic
-from suite.method import Gradients, Method
+from dstbench.methods.allocate import ALLOCATIONS, allocate
+from dstbench.methods.checks import valid
+from dstbench.methods.magnitude import SCOPES, largest
+from dstbench.methods.schedules import cubic
+from dstbench.suite.method import Gradients, Method
 
 
 @dataclass

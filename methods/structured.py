@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.allocate import Sized, allocate, begin_sparse, top
-from methods.checks import valid
-from methods.dynamic import RigL
-from methods.scores import magnitude
-from suite.layer import Layer
-from suite.method import Gradients, Method
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.allocate import Sized, allocate, begin_sparse, top
+from dstbench.methods.checks import valid
+from dstbench.methods.dynamic import RigL
+from dstbench.methods.scores import magnitude
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients, Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 LONGEST = 64  # the largest M that a pattern is looked for
 ROUNDED = 1e-4  # how near a sparsity must come to that of its pattern, relative to the density: 0.91667 is 1:12

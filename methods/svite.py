@@ -9,14 +9,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods.allocate import random_mask, top
-from methods.dynamic import SET, grow
-from suite import heads
-from suite.heads import Units
-from suite.layer import Layer
-from suite.method import Gradients
-from suite.model import SparseModel
-from suite.task import Task
+from dstbench.methods.allocate import random_mask, top
+from dstbench.methods.dynamic import SET, grow
+from dstbench.suite import heads
+from dstbench.suite.heads import Units
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Gradients
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
 
 
 @dataclass

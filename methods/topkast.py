@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from methods.allocate import ALLOCATIONS, INITS, allocate, begin_sparse, counts, top
-from methods.checks import valid
-from methods.schedules import due
-from suite.method import Gradients, Method
+from dstbench.methods.allocate import ALLOCATIONS, INITS, allocate, begin_sparse, counts, top
+from dstbench.methods.checks import valid
+from dstbench.methods.schedules import due
+from dstbench.suite.method import Gradients, Method
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.rows import each, split
-from reports.statistics import (
+from dstbench.reports.rows import each, split
+from dstbench.reports.statistics import (
     Difference,
     Interval,
     bonferroni,

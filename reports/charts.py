@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.series import Look, bounds, domain
+from dstbench.reports.series import Look, bounds, domain
 
 HEIGHT = 260
 SOLID: dict[str, Any] = {"clip": True, "filled": True, "size": 75, "opacity": 1}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.boards import levels, reference
-from reports.rows import split
-from reports.statistics import t_interval
+from dstbench.reports.boards import levels, reference
+from dstbench.reports.rows import split
+from dstbench.reports.statistics import t_interval
 
 FLOPS = {"ratio": "flops.ratio", "papers": "flops.papers_ratio", "inference": "inference"}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from reports.rows import each
-from reports.series import Look, bounds, domain
+from dstbench.reports.rows import each
+from dstbench.reports.series import Look, bounds, domain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def write(
 
 
 def realised(out: Path, board: pd.DataFrame, looks: Mapping[str, Look]) -> list[Path]:
-    """The figure of a board of `reports.realised`, as SVG and PNG; [] where no row of it has a time."""
+    """The figure of a board of `dstbench.reports.realised`, as SVG and PNG; [] where no row of it has a time."""
     import matplotlib
 
     timed = board[board["time"].notna()]

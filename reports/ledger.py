@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from reports import costs as boards_costs
-from reports.rows import each, split
-from reports.sections import FLOPS_NOTE
-from reports.tables import Cell, Table, level, quantity, ratio, whole
+from dstbench.reports import costs as boards_costs
+from dstbench.reports.rows import each, split
+from dstbench.reports.sections import FLOPS_NOTE
+from dstbench.reports.tables import Cell, Table, level, quantity, ratio, whole
 
 QUANTITY = {"s": "seconds", "J": "joules", "B": "bytes"}
 MEMORY = "Bytes of parameters, gradients, optimiser state, masks and index plans alive at their maximum over a step."

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.schema import FAILED, FIELDS, upgrade, validate
+from dstbench.reports.schema import FAILED, FIELDS, upgrade, validate
 
 NAME = re.compile(r"(?P<key>[0-9a-f]{12})-(?P<attempt>[1-9]\d*)\.json")
 SCALARS = {f"{block}.{name}": types for block, fields in FIELDS.items() for name, types in fields.items()

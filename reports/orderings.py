@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reports.rows import each
-from reports.statistics import Difference, paired_difference
-from reports.tables import Cell, Table, level, percent, whole
+from dstbench.reports.rows import each
+from dstbench.reports.statistics import Difference, paired_difference
+from dstbench.reports.tables import Cell, Table, level, percent, whole
 
 EXPECTED = (
     ("static", "set", "growing at random beats standing still: Evci et al., arXiv 1911.11134, table 2"),

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from reports import boards, charts, costs, figures, ledger, realised, sections, series
-from reports.load import Loaded, frame, load
-from reports.orderings import orderings
-from reports.rows import split
-from reports.tables import Table
+from dstbench.reports import boards, charts, costs, figures, ledger, realised, sections, series
+from dstbench.reports.load import Loaded, frame, load
+from dstbench.reports.orderings import orderings
+from dstbench.reports.rows import split
+from dstbench.reports.tables import Table
 
 SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "not distinguishable from")
 SHORT_NOTE = (
@@ -184,7 +184,7 @@ def _render(
     import jinja2
     import vl_convert
 
-    loader = jinja2.PackageLoader("reports", "templates")
+    loader = jinja2.PackageLoader("dstbench.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "missing")}
     bundle = files("itables") / "html"

@@ -6,11 +6,11 @@ import math
 
 import pandas as pd
 
-from reports.boards import reference
-from reports.costs import fit, timed
-from reports.rows import each, split
-from reports.statistics import t_interval
-from reports.tables import Cell, Table, level, percent, ratio, whole
+from dstbench.reports.boards import reference
+from dstbench.reports.costs import fit, timed
+from dstbench.reports.rows import each, split
+from dstbench.reports.statistics import t_interval
+from dstbench.reports.tables import Cell, Table, level, percent, ratio, whole
 
 PLACE = ["machine", "conditions", "task"]
 NOTE = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reports.boards import standing
-from reports.rows import each
-from reports.statistics import POWER, sign_test_floor
-from reports.tables import Cell, Table, level, metric, percent, ratio, whole
+from dstbench.reports.boards import standing
+from dstbench.reports.rows import each
+from dstbench.reports.statistics import POWER, sign_test_floor
+from dstbench.reports.tables import Cell, Table, level, metric, percent, ratio, whole
 
 FORMULA = (
     "Retention r = (test metric − chance) / (dense mean − chance). A method's figure is the mean over its C cells of "
@@ -48,7 +48,7 @@ FLOPS_NOTE = (
 
 
 def _pairs(board: pd.DataFrame, table: pd.DataFrame) -> str:
-    from reports.boards import differences
+    from dstbench.reports.boards import differences
 
     ranked = board.loc[board["rank"].notna(), "method"]
     found = differences({name: table[table["method"] == name] for name in ranked})

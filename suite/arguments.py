@@ -10,11 +10,11 @@ from pathlib import Path
 import typer
 
 ERRORS = (
-    ("suite.registry", "RegistryError"),
-    ("suite.planfile", "PlanError"),
-    ("suite.task", "DataError"),
-    ("suite.lock", "Busy"),
-    ("suite.scaffold", "Refused"),
+    ("dstbench.suite.registry", "RegistryError"),
+    ("dstbench.suite.planfile", "PlanError"),
+    ("dstbench.suite.task", "DataError"),
+    ("dstbench.suite.lock", "Busy"),
+    ("dstbench.suite.scaffold", "Refused"),
 )
 
 
@@ -33,8 +33,8 @@ def pairs(given: list[str] | None) -> dict[str, str] | None:
 
 def statuses(retry: str | None) -> set[str]:
     """Statuses of records, and "stale", separated by commas."""
-    from suite.record import STATUSES
-    from suite.values import near
+    from dstbench.suite.record import STATUSES
+    from dstbench.suite.values import near
 
     found = {part.strip() for part in retry.split(",")} if retry else set()
     for name in found - {*STATUSES, "stale"}:

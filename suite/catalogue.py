@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from suite import registry, values
-from suite.registry import Entry
+from dstbench.suite import registry, values
+from dstbench.suite.registry import Entry
 
 SECTIONS = ("Passes", "FLOPs", "Defaults", "Ambiguous", "Reference")
 HEAD = """# Methods
@@ -32,7 +32,7 @@ def markdown(plugins: registry.Files = ()) -> str:
         members = [entry for entry in found if entry.family == family]
         for _, entries in groupby(sorted(members, key=lambda e: _place(e, found)), key=lambda e: e.target):
             lines.append(_part(list(entries), found))
-    return "\n".join([*lines, getattr(importlib.import_module("methods"), "LEFT_OUT", "")])
+    return "\n".join([*lines, getattr(importlib.import_module("dstbench.methods"), "LEFT_OUT", "")])
 
 
 def sections(kind: type) -> tuple[str, dict[str, str]]:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
-from suite import plan, registry
-from suite.plugins import FAILURES
-from suite.values import near
+from dstbench.suite import plan, registry
+from dstbench.suite.plugins import FAILURES
+from dstbench.suite.values import near
 
 if TYPE_CHECKING:
-    from suite.checks.subject import Subject
+    from dstbench.suite.checks.subject import Subject
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
 TASKS = ("digits/mlp", "digits/vit")  # the second for methods of transformers
@@ -85,7 +85,7 @@ def check_all(
     Each method has two processes of one forkserver: one that checks it, and one that has never seen it and resumes
     its run after every step. Before any starts: RegistryError for an unknown name, DataError where data is missing.
     """
-    from suite.kernels import KERNELS
+    from dstbench.suite.kernels import KERNELS
 
     for name in names:
         registry.find("method", name, plugins)
@@ -97,7 +97,7 @@ def check_all(
 
 
 def _check_all(names: Sequence[str], given: Given, jobs: int) -> Iterator[Result]:
-    from suite.executors import Local
+    from dstbench.suite.executors import Local
 
     local = Local(jobs)
     with local.pinned(), tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ class Pools:
 
 def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
     """The verdicts of `work` in a process of its own; whatever happens to that process is a verdict too."""
-    from suite.executors import LEFT
+    from dstbench.suite.executors import LEFT
 
     try:
         return pools.ask(work, given)
@@ -167,7 +167,7 @@ def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> 
 
 
 def _work(work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
-    from suite.executors import contained
+    from dstbench.suite.executors import contained
 
     with contained():
         return work(given)
@@ -175,9 +175,9 @@ def _work(work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]
 
 def examine(given: Given) -> list[Verdict]:
     """Every check but that of resuming, for which the run's states are left in `given.file`."""
-    from suite.checks import CHECKS, REPORTS
-    from suite.checks.resume import write_states
-    from suite.checks.subject import Subject
+    from dstbench.suite.checks import CHECKS, REPORTS
+    from dstbench.suite.checks.resume import write_states
+    from dstbench.suite.checks.subject import Subject
 
     subject, name = Subject.of(given), given.method
     try:
@@ -196,8 +196,8 @@ def examine(given: Given) -> list[Verdict]:
 
 def resume(given: Given) -> list[Verdict]:
     """What takes another process than the one that trained the method."""
-    from suite.checks.resume import defaults_are_those_of_another_process, resumes_after_any_step
-    from suite.checks.subject import Subject
+    from dstbench.suite.checks.resume import defaults_are_those_of_another_process, resumes_after_any_step
+    from dstbench.suite.checks.subject import Subject
 
     subject = Subject.of(given)
     tests = {RESUME: resumes_after_any_step, ELSEWHERE: defaults_are_those_of_another_process}
@@ -205,7 +205,7 @@ def resume(given: Given) -> list[Verdict]:
 
 
 def _verdict(subject: Subject, title: str, test: Callable[[], str]) -> Verdict:
-    from suite.checks.subject import NotChecked
+    from dstbench.suite.checks.subject import NotChecked
 
     name = f"{subject.name}: {title}"
     try:

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from suite import check, registry
-from suite.check import Result, Verdict
-from suite.model import SparseModel
-from suite.plan import own_data
-from suite.plugins import FAILURES
-from suite.registry import Entry
-from suite.task import SPLITS, Batch, Task
-from suite.train import Training
+from dstbench.suite import check, registry
+from dstbench.suite.check import Result, Verdict
+from dstbench.suite.model import SparseModel
+from dstbench.suite.plan import own_data
+from dstbench.suite.plugins import FAILURES
+from dstbench.suite.registry import Entry
+from dstbench.suite.task import SPLITS, Batch, Task
+from dstbench.suite.train import Training
 
 ENDLESS, WHOLE = SPLITS[:2], SPLITS[2:]
 BATCHES, STEPS = 100, 20  # of the endless splits: enough to see most rows of a small data set; of a training

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from suite import registry
-from suite.registry import Entry
+from dstbench.suite import registry
+from dstbench.suite.registry import Entry
 
 NEEDED = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pydantic", "ruamel.yaml", "typer", "rich", "pebble")
 WINDOWS = (
@@ -98,8 +98,8 @@ def entries(found: Mapping[str, Entry]) -> Iterator[Finding]:
 
 def data(tasks: Mapping[str, Entry], root: str | None) -> Iterator[Finding]:
     """Whether the data of each task is there."""
-    from suite.plan import own_data
-    from suite.task import DataError
+    from dstbench.suite.plan import own_data
+    from dstbench.suite.task import DataError
 
     for name, entry in tasks.items():
         try:
@@ -114,7 +114,7 @@ def data(tasks: Mapping[str, Entry], root: str | None) -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from suite.meters import energy
+    from dstbench.suite.meters import energy
 
     if torch.cuda.is_available():
         yield Finding("ok", "gpu", torch.cuda.get_device_name(0))

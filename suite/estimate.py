@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from suite import registry
-from suite.plan import Run, own_data
+from dstbench.suite import registry
+from dstbench.suite.plan import Run, own_data
 
 
 def training_flops(run: Run) -> tuple[float, float]:
@@ -19,7 +19,7 @@ def training_flops(run: Run) -> tuple[float, float]:
 
     Reference: Evci et al. 2020, RigL, arXiv 1911.11134, appendix H.
     """
-    from suite.model import SparseModel
+    from dstbench.suite.model import SparseModel
 
     task = own_data(registry.task(run.task, run.plugins, run.recipe), run.data_root, False)
     model = SparseModel(task.build(0), task.example(), task.dense)

@@ -20,10 +20,19 @@ from typing import Any, NamedTuple, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from suite import record
-from suite.plan import Run
+from dstbench.suite import record
+from dstbench.suite.plan import Run
 
-PRELOAD = ("torch", "torch._dynamo", "torchvision", "timm", "timm.optim", "timm.scheduler", "suite.run", "typer")
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "timm",
+    "timm.optim",
+    "timm.scheduler",
+    "dstbench.suite.run",
+    "typer",
+)
 THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -63,7 +72,7 @@ class Local:
     jobs: int
     threads: int = 1
     preload: tuple[str, ...] = ()
-    worker: str = "suite.run:execute"
+    worker: str = "dstbench.suite.run:execute"
 
     def run(self, runs: Sequence[Run], results: Path) -> Iterator[Outcome]:
         """See `Executor.run`."""

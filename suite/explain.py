@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from suite import kernels, listing, registry
-from suite.plan import Run, resolve
-from suite.run import build
-from suite.train import Training
+from dstbench.suite import kernels, listing, registry
+from dstbench.suite.plan import Run, resolve
+from dstbench.suite.run import build
+from dstbench.suite.train import Training
 
 OUTSIDE = "outside of Layers"
 

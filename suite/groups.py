@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from suite.layer import Layer
+from dstbench.suite.layer import Layer
 
 LEADING = {"entries": None, "rows": 1, "kernels": 2}
 BLOCKS = {"blocks2": 2, "blocks4": 4, "blocks8": 8}

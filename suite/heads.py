@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from suite.layer import layer_name
+from dstbench.suite.layer import layer_name
 
 # Of a module with `num_heads`: the weights of queries, keys and values, together or apart, and of the output.
 ATTENTION = (

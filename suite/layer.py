@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from suite.kernels.base import Kernel
+    from dstbench.suite.kernels.base import Kernel
 
 Mask = Tensor | None
 Reduction = Callable[[Tensor], Any]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suite import record, registry, values
-from suite.lock import holder
+from dstbench.suite import record, registry, values
+from dstbench.suite.lock import holder
 
 KINDS = ("methods", "tasks", "kernels")
 
@@ -49,6 +49,6 @@ def status(results: Path, keys: Iterable[str] | None = None) -> str:
 
 
 def _kernels() -> list[dict[str, Any]]:
-    from suite.kernels import KERNELS
+    from dstbench.suite.kernels import KERNELS
 
     return [{"name": name, "what": (kind.__doc__ or "").split("\n")[0]} for name, kind in KERNELS.items()]

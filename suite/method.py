@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from suite.layer import Layer
-from suite.recipe import Recipe
-from suite.values import typed
+from dstbench.suite.layer import Layer
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.values import typed
 
 if TYPE_CHECKING:
-    from suite.model import SparseModel
-    from suite.task import Task
+    from dstbench.suite.model import SparseModel
+    from dstbench.suite.task import Task
 
 STARTS = ("at zero", "at its own value", "one step off zero")  # how `Method.grown` may begin
 
@@ -162,8 +162,8 @@ class LayerOptimizer(torch.optim.Optimizer):
     """An optimiser with one rule for every parameter: override `update`.
 
     Tensors come as stored: dense under `masked`, a vector of stored values under compact kernels; an elementwise rule
-    need not know, one over groups of a Layer's entries asks `suite.groups`. State tensors of the weight's shape belong
-    in `state`; the suite moves them with the storage.
+    need not know, one over groups of a Layer's entries asks `suite.groups`. State tensors of the weight's shape
+    belong in `state`; the suite moves them with the storage.
     """
 
     def __init__(self, groups: list[dict[str, Any]], layers: Sequence[Layer], **defaults: Any) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite import heads, kernels
-from suite.kernels.base import Activation
-from suite.layer import Layer, layer_name
-from suite.meters.flops import Cost, PassCost, measure
+from dstbench.suite import heads, kernels
+from dstbench.suite.kernels.base import Activation
+from dstbench.suite.layer import Layer, layer_name
+from dstbench.suite.meters.flops import Cost, PassCost, measure
 
 WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),

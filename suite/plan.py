@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite import registry
+from dstbench.suite import registry
 
 if TYPE_CHECKING:
-    from suite.planfile import Plan
-    from suite.task import Task
+    from dstbench.suite.planfile import Plan
+    from dstbench.suite.task import Task
 
 SCHEMA = 1
 
@@ -119,7 +119,7 @@ def resolve(device: str) -> str:
         return device
     import torch
 
-    from suite.planfile import PlanError
+    from dstbench.suite.planfile import PlanError
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
@@ -162,7 +162,7 @@ def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, 
 
 
 def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:
-    from suite.planfile import target
+    from dstbench.suite.planfile import target
 
     both = {**registry.methods(plugins), **registry.tasks(plugins)}
     pairs = ((target(key, both), value) for key, value in plan.set.items())

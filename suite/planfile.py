@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from suite import registry
-from suite.registry import Broken, Entry
-from suite.values import near
+from dstbench.suite import registry
+from dstbench.suite.registry import Broken, Entry
+from dstbench.suite.values import near
 
 FOLDER = Path(__file__).parent / "plans"
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -180,14 +180,14 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
         if name not in known["task"]:
             yield f"{where(('tasks', index))}: {registry.miss('task', name, known['task'])}"
     if plan.kernel != "masked":  # to know the others takes torch
-        from suite import kernels
+        from dstbench.suite import kernels
 
         try:
             kernels.get(plan.kernel)
         except ValueError as error:
             yield f"{where(('kernel',))}: {error}"
     if plan.allocator == "tuned":
-        from suite.kernels import allocator
+        from dstbench.suite.kernels import allocator
 
         if why := allocator.unavailable():
             yield f"{where(('allocator',))}: {why}"

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CONTRACT = 1  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
+from dstbench import MOVED, ROOMS
+
+CONTRACT = 2  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
 MARK = "__dstbench__"
 FAILURES = (Exception, SystemExit)  # what a broken plugin may raise without harm to anything else
 
@@ -68,7 +70,7 @@ def declared(path: Path) -> dict[str, list[str]]:
 def mark_class(kind: type, name: str | None, family: str | None, citation: str | None) -> None:
     """Make a class a method: a dataclass with a name; TypeError if it lacks the hooks."""
     if not all(hasattr(kind, hook) for hook in ("setup", "begin", "step")):
-        raise TypeError(f"register({kind.__name__}): give a subclass of suite.method.Method, or an instance of a Task")
+        raise TypeError(f"register({kind.__name__}): give a subclass of dstbench.Method, or an instance of a Task")
     given = {"name": name or kind.__dict__.get("name") or default_name(kind.__name__)}
     for key, value in (("family", family), ("citation", citation)):
         if value is not None:
@@ -94,9 +96,12 @@ def default_name(name: str) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The kind and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The kind and the first line of an error; for modules that have moved, also where to."""
+    lines = str(error).strip().splitlines() or [""]
+    room = (getattr(error, "name", None) or "").split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and room in ROOMS:
+        lines[0] += f"; {MOVED.format(room)}"
+    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
 
 
 def _is_register(node: ast.AST) -> bool:

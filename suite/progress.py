@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from suite import record
-from suite.estimate import clock
-from suite.executors import Executor, Outcome
-from suite.plan import Run
+from dstbench.suite import record
+from dstbench.suite.estimate import clock
+from dstbench.suite.executors import Executor, Outcome
+from dstbench.suite.plan import Run
 
 
 def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None = None) -> dict[str, int]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from suite.plan import SCHEMA, Run, key_of
+from dstbench.suite.plan import SCHEMA, Run, key_of
 
 STATUSES = ("ok", "diverged", "collapsed", "off_target", "timeout", "oom", "error", "interrupted", "skipped")
 BLOCKS = ("params", "score", "sparsity", "flops", "time", "energy", "memory", "curve", "hashes", "machine", "code")

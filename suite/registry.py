@@ -18,16 +18,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from suite import plugins as files
-from suite.values import near
+from dstbench.suite import plugins as files
+from dstbench.suite.values import near
 
 if TYPE_CHECKING:
-    from suite.method import Method
-    from suite.task import Task
+    from dstbench.suite.method import Method
+    from dstbench.suite.task import Task
 
 T = TypeVar("T")
 Files = Iterable[str | Path]
-KINDS = {"method": ("methods", "METHODS"), "task": ("tasks", "TASKS")}
+KINDS = {"method": ("dstbench.methods", "METHODS"), "task": ("dstbench.tasks", "TASKS")}
 
 
 class RegistryError(ValueError):
@@ -84,7 +84,7 @@ def register(
         if isinstance(thing, type):
             files.mark_class(thing, name, family, citation)
         elif not isinstance(getattr(thing, "name", None), str) or not hasattr(thing, "recipe"):
-            raise TypeError(f"register({thing!r}): give a subclass of suite.method.Method or an instance of a Task")
+            raise TypeError(f"register({thing!r}): give a subclass of dstbench.Method or an instance of a Task")
         space.setdefault(files.MARK, []).append(thing)
         return thing
 
@@ -154,7 +154,7 @@ def miss(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
 
 def check(entry: Entry, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Hyper-parameters (of a task: recipe fields, dotted into mappings) as (values, error texts by field)."""
-    from suite import values
+    from dstbench.suite import values
 
     found = entry.load()
     owner = found if isinstance(found, type) else found.recipe
@@ -163,7 +163,7 @@ def check(entry: Entry, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 def nondefault(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
     """The checked values that differ from defaults and presets, as JSON has them; RegistryError for wrong ones."""
-    from suite import values
+    from dstbench.suite import values
 
     checked, errors = check(entry, given)
     if errors:
@@ -184,7 +184,7 @@ def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def wrapped(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> list[Entry]:
     """The methods that this one runs with these hyper-parameters, as its `names_methods` has it; unknown ones apart."""
-    from suite import values
+    from dstbench.suite import values
 
     found = entry.load()
     fields = getattr(found, "names_methods", ())
@@ -205,10 +205,10 @@ def source_hash(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -
     """
     things = [e.load() for e in (entry, *wrapped(entry, given))]
     kinds = [k for found in things for k in (found if isinstance(found, type) else type(found)).__mro__]
-    homes = {k.__module__.split(".")[0] for k in kinds} - {"suite", "builtins", "typing"}
+    homes = {_home(k.__module__) for k in kinds} - {"dstbench.suite", "builtins", "typing"}
     modules, left = set(), [k.__module__ for k in kinds]
     while left:
-        if (name := left.pop()).split(".")[0] in homes and name not in modules:
+        if _home(name := left.pop()) in homes and name not in modules:
             modules.add(name)
             used = vars(sys.modules[name]).values() if name in sys.modules else ()
             left += [str(getattr(u, "__module__", None) or getattr(u, "__name__", "")) for u in used]
@@ -217,6 +217,12 @@ def source_hash(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -
         if file := getattr(sys.modules.get(name), "__file__", None):
             digest.update(Path(file).read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _home(module: str) -> str:
+    """The package whose files count as a plugin's own: the top level, or one of the packages of dstbench."""
+    parts = module.split(".")
+    return ".".join(parts[:2] if parts[0] == "dstbench" else parts[:1])
 
 
 def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
@@ -239,7 +245,7 @@ def _built_in(package: str, attribute: str) -> Sequence[Entry]:
 
 
 def _installed(package: str) -> Iterator[Entry]:
-    for point in importlib.metadata.entry_points(group=f"dstbench.{package}"):
+    for point in importlib.metadata.entry_points(group=package):
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         entry = Entry(point.name, point.value, origin=origin)
         try:

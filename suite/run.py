@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from suite import machine, record, registry
-from suite.kernels import allocator
-from suite.meters import energy
-from suite.meters.crosscheck import counted, ptflops_macs
-from suite.meters.flops import measure
-from suite.meters.memory import model_bytes
-from suite.method import Method
-from suite.model import SparseModel
-from suite.plan import Run, own_data
-from suite.task import Task
-from suite.train import Diverged, Training
-from suite.values import plain
+from dstbench.suite import machine, record, registry
+from dstbench.suite.kernels import allocator
+from dstbench.suite.meters import energy
+from dstbench.suite.meters.crosscheck import counted, ptflops_macs
+from dstbench.suite.meters.flops import measure
+from dstbench.suite.meters.memory import model_bytes
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.plan import Run, own_data
+from dstbench.suite.task import Task
+from dstbench.suite.train import Diverged, Training
+from dstbench.suite.values import plain
 
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time

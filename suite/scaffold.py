@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from suite import registry
-from suite.plugins import CONTRACT
-from suite.values import near
+from dstbench.suite import registry
+from dstbench.suite.plugins import CONTRACT
+from dstbench.suite.values import near
 
 KINDS = ("method", "task")
 RUNS = {
@@ -32,7 +32,8 @@ def write(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
     paths = {Path(folder) / f"{prefix}{name}.py": f"{prefix}{kind}.py.txt" for prefix in ("", "test_")}
     names = {"name": name, "Class": "".join(map(str.capitalize, name.split("_"))), "contract": str(CONTRACT)}
     templates = {
-        path: (resources.files("suite") / "templates" / file).read_text("utf-8") for path, file in paths.items()
+        path: (resources.files("dstbench.suite") / "templates" / file).read_text("utf-8")
+        for path, file in paths.items()
     }
     _check(name, names["Class"], "".join(templates.values()))
     if there := [str(path) for path in paths if path.exists()]:

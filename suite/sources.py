@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from suite import registry
+from dstbench.suite import registry
 
 
 def hashes(records: Iterable[Mapping[str, Any]], plugins: registry.Files = ()) -> dict[str, dict[str, str]]:

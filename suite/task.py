@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from suite.recipe import Recipe
+from dstbench.suite.recipe import Recipe
 
 if TYPE_CHECKING:
-    from suite.model import SparseModel
+    from dstbench.suite.model import SparseModel
 
 Batch = tuple[Tensor, Tensor]
 SPLITS = ("train", "calibration", "valid", "test")

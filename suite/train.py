@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from suite.meters.clock import Clock
-from suite.meters.explored import Explored
-from suite.meters.flops import FlopBook, FlopMeter
-from suite.meters.memory import MemoryMeter
-from suite.method import Method
-from suite.model import SparseModel
-from suite.task import Batch, Task
+from dstbench.suite.meters.clock import Clock
+from dstbench.suite.meters.explored import Explored
+from dstbench.suite.meters.flops import FlopBook, FlopMeter
+from dstbench.suite.meters.memory import MemoryMeter
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Batch, Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -152,7 +152,7 @@ class Training:
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def gradients(self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0) -> list[Tensor]:
-        """Gradients of the loss to all Layers, summed over calibration batches; see `suite.method.Gradients`."""
+        """Gradients of the loss to all Layers, summed over calibration batches; see `Gradients`."""
         stream = self.task.batches("calibration", self.seed)
         parameters = [layer.parameter for layer in self.model.layers]
         total: list[Tensor] | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from suite.recipe import Recipe
-from tasks import models
-from tasks.vision import VisionTask
+from dstbench.suite.recipe import Recipe
+from dstbench.tasks import models
+from dstbench.tasks.vision import VisionTask
 
 RESNET18 = VisionTask(
     name="cifar10/resnet18",

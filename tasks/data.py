@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suite.task import DataError
-from tasks import folder
+from dstbench.suite.task import DataError
+from dstbench.tasks import folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def cifar10(root: Path, download: bool = False) -> Images:
     """CIFAR-10 under `root`: torchvision's `cifar-10-batches-py` or the image folder `cifar10/{train,test}/<class>/`.
 
     45,000 train, 5,000 valid (a fixed tenth of the published training images), 10,000 test. The fingerprint of
-    torchvision's files is over their checksums, which are verified; that of a folder is said in `tasks.folder`.
+    torchvision's files is over their checksums, which are verified; that of a folder is said in `tasks/folder.py`.
 
     Reference: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from suite.task import DataError
+from dstbench.suite.task import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 Split = tuple[Tensor, Tensor]

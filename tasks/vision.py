@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.task import SPLITS, Batch, Task
-from tasks import data as sets
+from dstbench.suite.task import SPLITS, Batch, Task
+from dstbench.tasks import data as sets
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class VisionTask(Task):
     """A network that classifies the images of a data set.
 
     `model` is timm's name of a network or a factory, `arguments` go to it; `widths` names the arguments that a narrower
-    or wider network scales, and what they must be multiples of; `data` is a name of `tasks.data.LOADERS`;
+    or wider network scales, and what they must be multiples of; `data` is a name of `dstbench.tasks.data.LOADERS`;
     `images` keeps that many training images (0: all); `pad` and `flip` augment training by random crops of the
     zero-padded image and by mirroring; `evaluation_batch` is fixed by the task and does not change the metric.
     """

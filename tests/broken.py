@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from suite.checks import CHECKS
-from suite.checks.subject import Subject
+from dstbench.suite.checks import CHECKS
+from dstbench.suite.checks.subject import Subject
 
 HEAD = """
 import random
 from dataclasses import dataclass, field
 
 import torch
-from suite.method import Method
-from suite.registry import register
+from dstbench.suite.method import Method
+from dstbench.suite.registry import register
 
 def largest(method, score):
     for layer in method.layers:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from suite.recipe import Recipe
-from suite.task import SPLITS, Batch, Task
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import SPLITS, Batch, Task
 
 settings.register_profile("steady", deadline=None)  # a loaded machine is no failure
 settings.load_profile("steady")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from suite.method import Method
-from suite.recipe import Recipe
-from suite.registry import register
-from suite.task import DataError, Task
+from dstbench.suite.method import Method
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.registry import register
+from dstbench.suite.task import DataError, Task
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.method import Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 
 STEPS = 40
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from suite.method import Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
-from suite.train import Training
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.train import Training
 
 RATE, DECAY = {"sgd": 0.5, "adam": 0.1}, {"sgd": 0.01, "adam": 0.1}
 WEIGHTS = ("1.weight", "3.weight")  # 48 and 24

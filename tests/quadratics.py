@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from methods.mirror import MirrorDescent
-from suite.model import SparseModel
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.suite.model import SparseModel
 
 Array = np.ndarray
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from methods.acdc import ACDC
+from dstbench.methods.acdc import ACDC
+from dstbench.suite.train import Training
 from pruning import Oracle, attached, cosine, follow, same_after_resume, spent, trained, with_recipe
-from suite.train import Training
 
 SGD_AND_ADAM = pytest.mark.parametrize("kind", ["sgd", "adam"])
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

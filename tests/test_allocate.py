@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.allocate import (
+from dstbench.methods.allocate import (
     ALLOCATIONS,
     allocate,
     counts,
@@ -26,7 +26,7 @@ from methods.allocate import (
     uniform,
     uniform_rigl,
 )
-from suite.model import SparseModel
+from dstbench.suite.model import SparseModel
 
 
 @dataclass

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from suite import planfile, record
-from suite.kernels import allocator
-from suite.plan import Run
-from suite.run import execute
+from dstbench.suite import planfile, record
+from dstbench.suite.kernels import allocator
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
 
 glibc = pytest.mark.skipif(allocator.unavailable() is not None, reason=str(allocator.unavailable()))
 FAULTS = """
 import resource, torch
-from suite.kernels import allocator
+from dstbench.suite.kernels import allocator
 {first}
 for step in range(12):
     if step == 6:  # the heap has grown to what steps need

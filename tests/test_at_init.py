@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.at_init import SNIP, AtInit, GraSP, SynFlow, synaptic_flow
-from suite.recipe import Recipe
-from suite.task import Task
-from suite.train import Training
+from dstbench.methods.at_init import SNIP, AtInit, GraSP, SynFlow, synaptic_flow
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import Task
+from dstbench.suite.train import Training
 
 ALL = pytest.mark.parametrize("kind", [SNIP, GraSP, SynFlow])
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels.attention import TOKENS, FusedAttention
-from suite.meters.flops import FlopMeter
+from dstbench.suite.kernels.attention import TOKENS, FusedAttention
+from dstbench.suite.meters.flops import FlopMeter
 from test_kernels_conv import assert_close, run_with
 
 

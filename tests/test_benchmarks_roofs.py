@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import roofs
-from suite.kernels import build
+from dstbench.suite.kernels import build
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks import amdahl, steps, timing
-from suite import registry
-from suite.train import Training
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 
 SMALL = steps.Noise(
     "mlp",
@@ -73,7 +73,7 @@ def test_methods_are_set_and_left_out_where_they_cannot_run(capsys, monkeypatch)
     some = ("--only", "vit_tiny", "--sparsity", "0.5", "--methods")
     cut = run(capsys, *some, "depgraph", "--set", "depgraph.at=0")["rows"][-1]
     assert cut["kernel"] == "sparse depgraph" and cut["routes"] == {"dense": 3}
-    monkeypatch.setattr("methods.depgraph.DepGraph.skip", lambda self, task: "no channels")
+    monkeypatch.setattr("dstbench.methods.depgraph.DepGraph.skip", lambda self, task: "no channels")
     assert [row["kernel"] for row in run(capsys, *some, "depgraph")["rows"]] == ["dense", "dense bf16", "masked"]
     both = ("--set", "static.allocation=erk", "--set", "depgraph.at=0")
     assert run(capsys, *some, "static,depgraph", *both)["rows"]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import training
 from benchmarks.training import Candidate, apart, reached
-from suite import registry
+from dstbench.suite import registry
 
 COMMON = ("--threads", "1", "--allocator", "system", "--task", "digits/mlp", "--batch", "50", "--json")
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.blocks import BlockRigL
-from methods.bregman import LinBreg, MLLinBreg
+from dstbench.methods.blocks import BlockRigL
+from dstbench.methods.bregman import LinBreg, MLLinBreg
+from dstbench.suite import groups
+from dstbench.suite.model import SparseModel
 from nets import STEPS, begin, train
 from pruning import cosine, same_after_resume
-from suite import groups
-from suite.model import SparseModel
 from updates import largest, same, steps, zeroed
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

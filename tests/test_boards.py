@@ -7,11 +7,11 @@ import math
 import pytest
 from scipy import stats
 
+from dstbench.reports import costs
+from dstbench.reports.boards import cells, differences, levels, reference, standing
+from dstbench.reports.load import frame
+from dstbench.reports.sections import by_sparsity, cell_table, leaderboard
 from records import make
-from reports import costs
-from reports.boards import cells, differences, levels, reference, standing
-from reports.load import frame
-from reports.sections import by_sparsity, cell_table, leaderboard
 
 TASKS = ("digits/mlp", "digits/vit")
 

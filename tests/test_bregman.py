@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from methods.allocate import allocate, counts
-from methods.bregman import AdaBreg, LinBreg, MLLinBreg
+from dstbench.methods.allocate import allocate, counts
+from dstbench.methods.bregman import AdaBreg, LinBreg, MLLinBreg
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 from nets import STEPS, active, begin, network, train
-from suite import registry
-from suite.train import Training
 
 METHODS: dict[str, tuple[type[LinBreg], dict[str, Any]]] = {
     "linbreg": (LinBreg, {}),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from suite.kernels import build
-from suite.model import SparseModel
+from dstbench.suite.kernels import build
+from dstbench.suite.model import SparseModel
 from test_kernels_conv import run_with
 
 SOURCE = 'extern "C" int answer(long x) { return x + 1; }\n'
@@ -74,7 +74,8 @@ def test_what_was_built_from_something_else_is_not_used(sources: Path, monkeypat
 @pytest.mark.parametrize("content", [b"", b"\x7fELF of another machine"])
 def test_a_broken_or_foreign_library_is_built_again(sources: Path, content: bytes) -> None:
     """The file is made by another process: one that has loaded a library knows it by its path."""
-    code = "from pathlib import Path; from suite.kernels import build; build.SOURCES = Path(%r); build.library('small')"
+    code = "from pathlib import Path; from dstbench.suite.kernels import build\n"
+    code += "build.SOURCES = Path(%r); build.library('small')"
     subprocess.run([sys.executable, "-c", code % str(sources)], check=True, cwd=Path(__file__).parents[1])
     (library,) = built(sources)
     library.write_bytes(content)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from suite.catalogue import markdown, sections
+from dstbench.suite.catalogue import markdown, sections
 
 PLUGIN = '''
-from suite.method import Method
-from suite.registry import register
+from dstbench.suite.method import Method
+from dstbench.suite.registry import register
 
 @register(family="mine", citation="Me 2026")
 class Mine(Method):

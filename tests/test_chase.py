@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.chase import Chase
+from dstbench.methods.chase import Chase
+from dstbench.suite.train import Training
 from nets import STEPS, begin, train
 from pruning import POSITIONS, cosine, read, same_after_resume, with_recipe
-from suite.train import Training
 from updates import Held, largest, same, steps, zeroed
 
 WEIGHTS, ROWS = 2108, (6, 20, 4)

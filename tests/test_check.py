@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from broken import HEAD, breach
-from methods import METHODS
-from suite import registry
-from suite.check import RESUME, TASKS, Given, Pools, _ask, check, check_all, examine, explain, resume
-from suite.checks import CHECKS, invariance
-from suite.checks.counts import _stays_at_zero
-from suite.checks.resume import resumes_after_any_step, write_states
-from suite.checks.subject import NotChecked, Recorded, Subject
+from dstbench.methods import METHODS
+from dstbench.suite import registry
+from dstbench.suite.check import RESUME, TASKS, Given, Pools, _ask, check, check_all, examine, explain, resume
+from dstbench.suite.checks import CHECKS, invariance
+from dstbench.suite.checks.counts import _stays_at_zero
+from dstbench.suite.checks.resume import resumes_after_any_step, write_states
+from dstbench.suite.checks.subject import NotChecked, Recorded, Subject
 
 BREACHES = {
     "hyper-parameters survive JSON": """
@@ -139,7 +139,7 @@ def test_every_check_has_a_breach() -> None:
 
 
 def test_a_kernel_that_reads_unread_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suite.kernels.masked import Masked
+    from dstbench.suite.kernels.masked import Masked
 
     monkeypatch.setattr(Masked, "weight", lambda self, layer: layer.parameter)
     wrong = CHECKS["unread weights have no influence"](Subject("rigl", "digits/mlp"))
@@ -237,7 +237,7 @@ def test_what_raises_hangs_or_dies_gets_a_verdict(tmp_path: Path, monkeypatch: p
             f"\n@register\nclass {n}(Method):\n    def begin(self, t):\n        {x}\n" for n, x in methods.items()
         )
     )
-    monkeypatch.setattr("suite.check.LIMIT", 15.0)
+    monkeypatch.setattr("dstbench.suite.check.LIMIT", 15.0)
     bad: dict[str, list[str]] = {}
     for verdict in check(str(path)):
         if not verdict.ok:

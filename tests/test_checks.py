@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from methods.checks import choose, within
-from suite import registry
+from dstbench.methods.checks import choose, within
+from dstbench.suite import registry
 
 
 def test_choose() -> None:

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from methods.bipartite import SCORES, chains, link_scores, unlink
-from methods.cht import CHT, draw, graphs, shuffled_top
+from dstbench.methods.bipartite import SCORES, chains, link_scores, unlink
+from dstbench.methods.cht import CHT, draw, graphs, shuffled_top
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
+from dstbench.suite.train import Training
 from nets import STEPS, begin, train
 from pruning import cosine, read, same_after_resume
-from suite import registry
-from suite.model import SparseModel
-from suite.train import Training
 from updates import largest, same, steps, zeroed
 
 ENTRIES = pytest.mark.parametrize("name", ["cht", "cht:s", "cht:ss"])

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.meters import clock as module
-from suite.meters.clock import Clock
+from dstbench.suite.meters import clock as module
+from dstbench.suite.meters.clock import Clock
 
 
 class Hands:

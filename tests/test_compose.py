@@ -9,13 +9,13 @@ from typing import ClassVar
 import pytest
 import torch
 
-from methods import METHODS
-from methods.compose import Composer
+from dstbench.methods import METHODS
+from dstbench.methods.compose import Composer
+from dstbench.suite import plan, planfile, record, registry, sources
+from dstbench.suite.registry import Entry
+from dstbench.suite.run import execute
 from nets import backward, begin
 from pruning import same_after_resume, trained
-from suite import plan, planfile, record, registry, sources
-from suite.registry import Entry
-from suite.run import execute
 
 
 @dataclass
@@ -103,7 +103,7 @@ def test_an_unknown_name_gets_suggestions() -> None:
 
 
 INNER = """
-from methods.static import Static
+from dstbench.methods.static import Static
 
 
 class Inner(Static):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Blobs
-from suite import check, conformance, registry
-from suite.check import Verdict
-from suite.task import Batch, Task
+from dstbench.suite import check, conformance, registry
+from dstbench.suite.check import Verdict
+from dstbench.suite.task import Batch, Task
 
 FAILING = Path(__file__).with_name("failing.py")
 
@@ -188,9 +188,7 @@ def test_a_method_and_all_methods_go_to_the_check_of_methods(asked: list[tuple[A
 def test_a_file_is_checked_whole(asked: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, other = tmp_path / "mine.py", tmp_path / "other.py"
     path.write_text(FAILING.read_text())
-    other.write_text(
-        "from suite.method import Method\nfrom suite.registry import register\n@register\nclass Mine(Method): ...\n"
-    )
+    other.write_text("from dstbench import Method, register\n@register\nclass Mine(Method): ...\n")
     monkeypatch.chdir(tmp_path)
     found = names("mine.py", "blobs", "masked", 2)
     assert found[:3] == ["blobs", "raises_in_setup", "raises_in_step"]

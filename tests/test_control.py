@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.control import multiplicative, quantile, rise, select
-from methods.mirror import MirrorDescent
-from methods.regularizers import Regularizer
-from suite.model import SparseModel
+from dstbench.methods.control import multiplicative, quantile, rise, select
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.methods.regularizers import Regularizer
+from dstbench.suite.model import SparseModel
 
 
 def make(duals: list[Tensor], name: str = "l1") -> tuple[MirrorDescent, SparseModel]:

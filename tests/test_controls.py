@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.bregman import LinBreg, MLLinBreg
-from methods.controls import MaskedSGD, ProximalGradient, ProxSGD
+from dstbench.methods.bregman import LinBreg, MLLinBreg
+from dstbench.methods.controls import MaskedSGD, ProximalGradient, ProxSGD
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 from nets import STEPS, active, backward, begin, train
 from quadratics import Array, Problem
-from suite import registry
-from suite.model import SparseModel
-from suite.recipe import Recipe
 from test_mirror import soft
 
 MOMENTA = ("", "ema", "heavy_ball")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dstbench.reports import costs, ledger
+from dstbench.reports.load import frame
 from records import make
-from reports import costs, ledger
-from reports.load import frame
 
 
 def timed(records):

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from suite.meters import crosscheck
-from suite.meters.crosscheck import ptflops_macs
-from suite.meters.flops import measure
+from dstbench.suite.meters import crosscheck
+from dstbench.suite.meters.crosscheck import ptflops_macs
+from dstbench.suite.meters.flops import measure
 
 
 def ours(net, example):

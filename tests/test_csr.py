@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from suite.kernels import csr
-from suite.kernels.csr import CsrLinear, CsrPattern
-from suite.kernels.plan import Plan
-from suite.model import SparseModel
+from dstbench.suite.kernels import csr
+from dstbench.suite.kernels.csr import CsrLinear, CsrPattern
+from dstbench.suite.kernels.plan import Plan
+from dstbench.suite.model import SparseModel
 from test_sparse import Mixed, draw
 
 

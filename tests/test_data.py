@@ -14,10 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from suite import estimate
-from suite.plan import Run
-from suite.task import DataError
-from tasks import data, folder
+from dstbench.suite import estimate
+from dstbench.suite.plan import Run
+from dstbench.suite.task import DataError
+from dstbench.tasks import data, folder
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "cifar10.tar.xz"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from broken import breach, wrong
 from conftest import Blobs, Perceptron
-from suite.checks import CHECKS
-from suite.checks.subject import NotChecked, Subject
-from suite.kernels.masked import Masked
-from suite.layer import Layer
-from suite.recipe import Recipe
+from dstbench.suite.checks import CHECKS
+from dstbench.suite.checks.subject import NotChecked, Subject
+from dstbench.suite.kernels.masked import Masked
+from dstbench.suite.layer import Layer
+from dstbench.suite.recipe import Recipe
 
 ELSEWHERE = {"identity is stable", "names do not matter", "odd networks train", "a GPU does the same"}
 TITLES = sorted(CHECKS.keys() - ELSEWHERE)
@@ -130,7 +130,7 @@ def test_weights_that_are_read_late_are_caught(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_check_of_influence_leaves_the_run_as_it_was(blobs: Blobs) -> None:
-    from suite.checks.declared import _influenced
+    from dstbench.suite.checks.declared import _influenced
 
     task = replace(blobs, name="test/images", image=True)
     subject = Subject("static", "given", given=task)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.deep_rewiring import DeepRewiring
+from dstbench.methods.deep_rewiring import DeepRewiring
 from nets import begin, train
 from pruning import same_after_resume, spent
 from updates import largest, same, same_stream, steps, uniform, zeroed

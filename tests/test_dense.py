@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.dense import Dense
-from suite.model import SparseModel
+from dstbench.methods.dense import Dense
+from dstbench.suite.model import SparseModel
 
 
 def attached(task, **fields) -> Dense:

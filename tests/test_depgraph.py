@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from methods.depgraph import DepGraph, coupled, unfit
+from dstbench.methods.depgraph import DepGraph, coupled, unfit
+from dstbench.suite import registry
+from dstbench.suite.train import Training
+from dstbench.tasks.digits import MLP, RESNET, VIT
 from pruning import same_after_resume, with_recipe
-from suite import registry
-from suite.train import Training
-from tasks.digits import MLP, RESNET, VIT
 
 SHORT = {"steps": 12}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dstbench.suite import record, registry
+from dstbench.suite.check import check
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
 from pruning import trained
-from suite import record, registry
-from suite.check import check
-from suite.plan import Run
-from suite.run import execute
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from suite import doctor
-from suite.registry import Entry
-from suite.task import DataError
+from dstbench.suite import doctor
+from dstbench.suite.registry import Entry
+from dstbench.suite.task import DataError
 
 
 def test_a_healthy_machine(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_broken_tasks_have_no_data_to_ask_for() -> None:
 
 
 def test_missing_data_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suite import plan
+    from dstbench.suite import plan
 
     class Lost:
         def prepare(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.dsr import DSR
+from dstbench.methods.dsr import DSR
 from nets import STEPS, begin, train
 from pruning import same_after_resume, spent
 from updates import SIZES, largest, same, same_stream, steps, uniform, zeroed

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from methods.dual_averaging import RMDA, DualAveraging
+from dstbench.methods.dual_averaging import RMDA, DualAveraging
+from dstbench.suite.model import SparseModel
 from nets import active, begin, train
 from pruning import POSITIONS, same_after_resume, spent
-from suite.model import SparseModel
 from updates import steps
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from methods.dynamic import SET, RigL
-from suite.model import SparseModel
+from dstbench.methods.dynamic import SET, RigL
+from dstbench.suite.model import SparseModel
 
 BOTH = pytest.mark.parametrize("kind", [SET, RigL])
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import run_all
-from suite import record
+from dstbench.suite import record
 
-ROOT = Path(run_all.__file__).parent
-BROKEN = "from suite.registry import register\n@register\nclass Torn(Method):\n    pass\n"
+ROOT = Path(__file__).parents[1]
+BROKEN = "from dstbench.suite.registry import register\n@register\nclass Torn(Method):\n    pass\n"
 
 
 @pytest.fixture

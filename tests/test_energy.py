@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.meters import energy
-from suite.meters.energy import CpuTime, Nvml, Rapl, Reading
+from dstbench.suite.meters import energy
+from dstbench.suite.meters.energy import CpuTime, Nvml, Rapl, Reading
 
 
 def zone(root: Path, folder: str, name: str, microjoules: int = 0, limit: int = 262_143_328_850) -> Path:

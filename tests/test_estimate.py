@@ -2,15 +2,15 @@ from typing import Any
 
 import pytest
 
-from suite import estimate, record
-from suite.plan import Run
+from dstbench.suite import estimate, record
+from dstbench.suite.plan import Run
 
 SIZES = (64 * 100, 100 * 100, 100 * 10)  # digits/mlp
 STEPS, BATCH = 480, 50
 
 
 def test_the_closed_form_of_an_mlp() -> None:
-    from suite import registry
+    from dstbench.suite import registry
 
     recipe = registry.task("digits/mlp").recipe
     dense = 2 * sum(SIZES)

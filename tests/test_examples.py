@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from suite import record, registry, scaffold, sources
-from suite.check import check
-from suite.plan import Run
-from suite.run import execute
+from dstbench.suite import record, registry, scaffold, sources
+from dstbench.suite.check import check
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "dstbench-example"

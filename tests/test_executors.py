@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from suite import executors, record
-from suite.executors import Executor, Local
-from suite.plan import Run
+from dstbench.suite import executors, record
+from dstbench.suite.executors import Executor, Local
+from dstbench.suite.plan import Run
 
 WORKER = """
 import os, signal, sys, time
-from suite import record
-from suite.plan import Run
+from dstbench.suite import record
+from dstbench.suite.plan import Run
 
 def execute(run, results, shared, start_method):
     run = Run.from_json(run)
@@ -189,7 +189,8 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
         "    time.sleep(600)\n"
     )
     code = (
-        "import sys\nfrom pathlib import Path\nfrom suite import executors\nfrom suite.plan import Run\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from dstbench.suite import executors\nfrom dstbench.suite.plan import Run\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "executors.PRELOAD = ()\n"
         "if __name__ == '__main__':\n"

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from suite import kernels
-from suite.explain import OUTSIDE, explain, text
-from suite.registry import RegistryError
+from dstbench.suite import kernels
+from dstbench.suite.explain import OUTSIDE, explain, text
+from dstbench.suite.registry import RegistryError
 from test_run_all import call, said
 
 

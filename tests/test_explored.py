@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from suite.meters.explored import Explored
-from suite.model import SparseModel
+from dstbench.suite.meters.explored import Explored
+from dstbench.suite.model import SparseModel
 
 
 def test_the_union_of_masks_over_maskable_weights() -> None:

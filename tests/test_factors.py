@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.factors import Factored, SignIn, Spred, factors
+from dstbench.methods.factors import Factored, SignIn, Spred, factors
+from dstbench.suite import registry
+from dstbench.suite.method import Method
 from nets import STEPS, begin
 from pruning import same_after_resume, spent, trained
-from suite import registry
-from suite.method import Method
 from updates import steps
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dstbench.reports import boards, costs, figures, series
+from dstbench.reports.load import frame
 from records import make
-from reports import boards, costs, figures, series
-from reports.load import frame
 
 
 def draw(records, out, suffix=""):

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.finetune import IMP, OneShot
+from dstbench.methods.finetune import IMP, OneShot
+from dstbench.suite import registry
+from dstbench.suite.meters.memory import training_state
+from dstbench.suite.method import Method
+from dstbench.suite.train import Training
 from pruning import Oracle, attached, cosine, follow, same_after_resume, spent, trained, with_recipe
-from suite import registry
-from suite.meters.memory import training_state
-from suite.method import Method
-from suite.train import Training
 
 SGD_AND_ADAM = pytest.mark.parametrize("kind", ["sgd", "adam"])
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

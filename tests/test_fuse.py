@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.kernels.fuse import Fused
-from suite.model import SparseModel
+from dstbench.suite.kernels.fuse import Fused
+from dstbench.suite.model import SparseModel
 
 
 class Block(nn.Module):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels.gelu import gelu
-from suite.meters.flops import FlopMeter
+from dstbench.suite.kernels.gelu import gelu
+from dstbench.suite.meters.flops import FlopMeter
 from test_kernels_conv import run_with
 
 LIMIT = 2e-6  # relative error

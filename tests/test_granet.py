@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.granet import GraNet
+from dstbench.methods.granet import GraNet
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 from nets import STEPS, backward, begin, train
-from suite import registry
-from suite.train import Training
 
 WEIGHTS = 108 + 1920 + 80
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

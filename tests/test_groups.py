@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from suite import groups, kernels, registry
-from suite.layer import Layer
-from suite.model import SparseModel
+from dstbench.suite import groups, kernels, registry
+from dstbench.suite.layer import Layer
+from dstbench.suite.model import SparseModel
 
 SHAPES = ((4, 6), (3, 2, 3, 3), (5, 1, 2, 4))
 AXES = {"rows": lambda a: a.reshape(a.shape[0], -1), "kernels": lambda a: a.reshape(*a.shape[:2], -1)}

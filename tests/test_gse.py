@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.gse import GSE
+from dstbench.methods.gse import GSE
+from dstbench.suite.train import Training
 from nets import STEPS, begin, train
 from pruning import cosine, read, same_after_resume
-from suite.train import Training
 from updates import largest, same, same_stream, steps, uniform, zeroed
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from methods.ham import HAM
+from dstbench.methods.ham import HAM
+from dstbench.suite import registry
 from nets import begin
 from pruning import same_after_resume, spent, trained
-from suite import registry
 from updates import steps
 
 

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from suite import registry
-from suite.heads import Units, attention, heads, hidden
-from suite.model import SparseModel
+from dstbench.suite import registry
+from dstbench.suite.heads import Units, attention, heads, hidden
+from dstbench.suite.model import SparseModel
 
 
 class Apart(nn.Module):

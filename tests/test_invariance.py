@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from broken import breach, wrong
-from suite import registry, values
-from suite.checks.subject import Subject
+from dstbench.suite import registry, values
+from dstbench.suite.checks.subject import Subject
 
 LATE = """
     def setup(self, gradients):
@@ -98,7 +98,7 @@ def test_what_goes_wrong_on_convolutions_alone_is_caught_on_the_odd_network(
 
 
 def test_unread_weights_are_looked_at_on_the_odd_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suite.kernels.masked import Masked
+    from dstbench.suite.kernels.masked import Masked
 
     masked = Masked.weight
     monkeypatch.setattr(Masked, "weight", lambda self, y: y.parameter if len(y.shape) == 4 else masked(self, y))

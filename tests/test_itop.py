@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.dynamic import SET, RigL
+from dstbench.methods.dynamic import SET, RigL
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 from nets import STEPS, backward, begin, train
-from suite import registry
-from suite.train import Training
 
 ITOP = pytest.mark.parametrize("name", ["set:itop", "rigl:itop"])
 BOTH = pytest.mark.parametrize("kind", [SET, RigL])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels.conv import (
+from dstbench.suite.kernels.conv import (
     ConvPattern,
     SparseConv2d,
     conv_forward,
@@ -25,7 +25,7 @@ from suite.kernels.conv import (
     from_blocked,
     to_blocked,
 )
-from suite.kernels.plan import Plan
+from dstbench.suite.kernels.plan import Plan
 
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 OLDER = ["-march=haswell", "-march=x86-64"]  # without AVX-512, without any AVX

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels.linear import ROWS, LinearPattern, SparseLinear, by_rows, transposed
-from suite.kernels.plan import Plan
+from dstbench.suite.kernels.linear import ROWS, LinearPattern, SparseLinear, by_rows, transposed
+from dstbench.suite.kernels.plan import Plan
 from test_kernels_conv import OLDER, SANITIZE, assert_close, run_with
 
 

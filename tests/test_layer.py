@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from suite import kernels
-from suite.layer import Layer
+from dstbench.suite import kernels
+from dstbench.suite.layer import Layer
 
 KERNELS = ("masked", "compact", "sparse")
 

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from suite import listing, record
-from suite.lock import lock
-from suite.plan import Run
-from suite.registry import RegistryError
+from dstbench.suite import listing, record
+from dstbench.suite.lock import lock
+from dstbench.suite.plan import Run
+from dstbench.suite.registry import RegistryError
 
 
 def test_methods_and_tasks_are_listed_without_torch() -> None:
-    code = "import sys; from suite.listing import rows; rows('methods'), rows('tasks'); print('torch' in sys.modules)"
+    code = "from dstbench.suite.listing import rows; rows('methods'), rows('tasks')"
+    code += "; import sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
+from dstbench.reports import schema
+from dstbench.reports.load import frame, load
+from dstbench.reports.schema import FIELDS, upgrade, validate
 from records import make
-from reports import schema
-from reports.load import frame, load
-from reports.schema import FIELDS, upgrade, validate
 
 
 def put(folder, record, attempt=1, name=None):

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from suite import lock as locks
-from suite.lock import Busy, lock
+from dstbench.suite import lock as locks
+from dstbench.suite.lock import Busy, lock
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -29,7 +29,8 @@ def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    code = f"import os, signal\nfrom suite.lock import lock\nwith lock({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
+    code = "import os\nfrom dstbench.suite.lock import lock\n"
+    code += f"with lock({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert (tmp_path / ".lock").exists() and locks.holder(tmp_path) is None
     with lock(tmp_path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from methods.low_rank import Nuclear, NuclearLinBreg, rank
-from methods.mirror import MirrorDescent
+from dstbench.methods.low_rank import Nuclear, NuclearLinBreg, rank
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.suite.model import SparseModel
 from nets import begin, train
 from pruning import same_after_resume
-from suite.model import SparseModel
 from updates import steps
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from suite import machine
+from dstbench.suite import machine
 
 
 def test_facts_have_the_fields_of_the_record():
@@ -80,7 +80,7 @@ def test_versions_are_those_installed(monkeypatch):
 
 
 def test_versions_import_nothing():
-    code = "import sys, suite.machine as m; m.versions(); print({'torch', 'numpy', 'timm'} & set(sys.modules))"
+    code = "import sys, dstbench.suite.machine as m; m.versions(); print({'torch', 'numpy', 'timm'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
 

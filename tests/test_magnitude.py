@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from methods.magnitude import Magnitude
-from suite.model import SparseModel
+from dstbench.methods.magnitude import Magnitude
+from dstbench.suite.model import SparseModel
 
 
 def attached(task, kernel: str = "masked", **fields) -> Magnitude:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from suite.meters import memory
-from suite.meters.memory import MemoryMeter, model_bytes, training_state
-from suite.model import SparseModel
+from dstbench.suite.meters import memory
+from dstbench.suite.meters.memory import MemoryMeter, model_bytes, training_state
+from dstbench.suite.model import SparseModel
 
 MB = 2**20
 WEIGHTS, BIASES = 8 * 16 + 16 * 4, 16 + 4
@@ -192,7 +192,7 @@ def test_misuse_is_an_error():
 
 PEAK = """
 import json
-from suite.meters.memory import MemoryMeter
+from dstbench.suite.meters.memory import MemoryMeter
 early = bytearray(200 * 2**20)
 del early
 meter = MemoryMeter()

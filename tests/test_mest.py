@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.mest import MEST
+from dstbench.methods.mest import MEST
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 from nets import STEPS, backward, begin, network, train
-from suite import registry
-from suite.train import Training
 
 SIZES = (108, 1920, 80)
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])

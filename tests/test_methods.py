@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from methods import METHODS
-from suite import registry
-from suite.catalogue import markdown, sections
-from suite.method import Method
+from dstbench.methods import METHODS
+from dstbench.suite import registry
+from dstbench.suite.catalogue import markdown, sections
+from dstbench.suite.method import Method
 
 EXPECTED = """
 dense dense:sgd dense:adam small_dense small_dense:flops prox_sgd masked_sgd

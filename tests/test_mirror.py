@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.mirror import MirrorDescent, adam, ema, heavy_ball, plain
-from methods.regularizers import Regularizer
+from dstbench.methods.mirror import MirrorDescent, adam, ema, heavy_ball, plain
+from dstbench.methods.regularizers import Regularizer
+from dstbench.suite.model import SparseModel
 from quadratics import Array, Problem
-from suite.model import SparseModel
 
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.regularizers import Regularizer
+from dstbench.methods.regularizers import Regularizer
 from quadratics import Array, Problem
 
 

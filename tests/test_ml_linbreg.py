@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.bregman import LinBreg, MLLinBreg
-from methods.mirror import MirrorDescent
+from dstbench.methods.bregman import LinBreg, MLLinBreg
+from dstbench.methods.mirror import MirrorDescent
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
 from nets import active, begin, recipe, train
-from suite.model import SparseModel
-from suite.recipe import Recipe
 
 
 def test_without_coarse_steps_it_is_linbreg() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from suite.model import SparseModel
+from dstbench.suite.model import SparseModel
 
 
 def transformer() -> nn.TransformerEncoder:
@@ -219,7 +219,7 @@ def test_state_dict_keys_and_parameter_identity_stay(case) -> None:
 
 def test_fused_attention_is_off_while_a_model_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    monkeypatch.setattr("suite.model._living", [])  # models of other tests may live on
+    monkeypatch.setattr("dstbench.suite.model._living", [])  # models of other tests may live on
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(True)
     first, second = (SparseModel(transformer(), torch.zeros(1, 5, 16)) for _ in range(2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.models import mlp, resnet
+from dstbench.tasks.models import mlp, resnet
 
 
 def parameters(net):

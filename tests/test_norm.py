@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from suite.kernels.norm import FusedNorm
-from suite.meters.flops import FlopMeter
+from dstbench.suite.kernels.norm import FusedNorm
+from dstbench.suite.meters.flops import FlopMeter
 from test_kernels_conv import OLDER, SANITIZE, run_with
 
 

@@ -7,11 +7,11 @@ import math
 import pytest
 from scipy import stats
 
+from dstbench.reports.boards import cells
+from dstbench.reports.load import frame
+from dstbench.reports.orderings import difference, orderings, verdict
+from dstbench.reports.statistics import Difference
 from records import make
-from reports.boards import cells
-from reports.load import frame
-from reports.orderings import difference, orderings, verdict
-from reports.statistics import Difference
 
 
 def table(scores: dict[str, list[float]], task: str = "digits/mlp"):

@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from dstbench.reports.page import write
 from records import make
-from reports.page import write
 
 VOID = {"meta", "link", "input", "br", "path"}
 
@@ -224,6 +224,6 @@ def test_135_runs_take_seconds(tmp_path):
 
 def test_importing_reports_is_light():
     heavy = ("torch", "altair", "vl_convert", "seaborn", "matplotlib", "itables", "scipy", "jinja2")
-    code = f"import sys, reports.page; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dstbench.reports.page; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from suite import registry
-from suite.train import Training
+from dstbench.suite import registry
+from dstbench.suite.train import Training
 
 POSITIONS = {"stem": 64, "grouped": 16, "dilated": 16, "twice": 3, "head": 1}  # of the fixture's ConvNet on 8x8 images
 CYCLE = 10

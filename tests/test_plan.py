@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import plan as plans
-from suite import planfile
-from suite.plan import Run
-from suite.planfile import PlanError
+from dstbench.suite import plan as plans
+from dstbench.suite import planfile
+from dstbench.suite.plan import Run
+from dstbench.suite.planfile import PlanError
 
 PLUGIN = """
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite.method import Method
-from suite.recipe import Recipe
-from suite.registry import register
-from suite.task import DataError, Task
+from dstbench.suite.method import Method
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.registry import register
+from dstbench.suite.task import DataError, Task
 
 
 @register
@@ -173,7 +173,7 @@ def test_one_method_with_two_settings(plugin: str) -> None:
 
 
 def test_missing_data_is_said_before_anything_runs(plugin: str) -> None:
-    from suite.task import DataError
+    from dstbench.suite.task import DataError
 
     plan = planfile.read("quick", {"methods": ["thin"], "tasks": ["mine/task"]}, [plugin])
     with pytest.raises(DataError, match="nothing in /empty"):

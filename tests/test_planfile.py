@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from suite import planfile
-from suite.planfile import Plan, PlanError
+from dstbench.suite import planfile
+from dstbench.suite.planfile import Plan, PlanError
 
 GOOD = """\
 name: good

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suite import progress, record
-from suite.executors import Outcome
-from suite.plan import Run
+from dstbench.suite import progress, record
+from dstbench.suite.executors import Outcome
+from dstbench.suite.plan import Run
 
 RUNS = [Run("rigl", "digits/mlp", 0.9), Run("dense", "digits/mlp", None, 1)]
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from dstbench.reports import charts, figures, realised, series
+from dstbench.reports.load import frame
 from records import make
-from reports import charts, figures, realised, series
-from reports.load import frame
 from test_costs import pick
 
 

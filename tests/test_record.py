@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from suite import record
-from suite.plan import Run
+from dstbench.suite import record
+from dstbench.suite.plan import Run
 
 RUN = Run("rigl", "digits/mlp", 0.9, data="0" * 12)
 

@@ -7,16 +7,16 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from suite import registry
-from suite.registry import Broken, Entry, RegistryError
+from dstbench.suite import registry
+from dstbench.suite.registry import Broken, Entry, RegistryError
 
 MINE = """
 from typing import Literal
 
-from suite.method import Method
-from suite.recipe import Recipe
-from suite.registry import register
-from suite.task import Task
+from dstbench.suite.method import Method
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.registry import register
+from dstbench.suite.task import Task
 
 
 @register(family="mine", citation="Me 2026")
@@ -40,7 +40,7 @@ def mine(tmp_path: Path) -> Path:
 
 def test_import_and_listing_load_no_torch() -> None:
     code = (
-        "import sys; from suite import registry; assert 'methods' not in sys.modules;"
+        "import sys; from dstbench.suite import registry; assert 'methods' not in sys.modules;"
         "n = len(registry.methods()) + len(registry.tasks()); assert n >= 15, n; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -174,9 +174,7 @@ def test_one_file_may_be_given_twice(mine: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_file_may_not_take_the_name_of_a_built_in(tmp_path: Path) -> None:
     path = tmp_path / "clash.py"
-    path.write_text(
-        "from suite.method import Method\nfrom suite.registry import register\n@register\nclass RigL(Method): ...\n"
-    )
+    path.write_text("from dstbench import Method, register\n@register\nclass RigL(Method): ...\n")
     with pytest.raises(RegistryError, match=r"built-in and plugin .*clash\.py both name a method 'rigl': give one"):
         registry.methods([path])
 
@@ -255,8 +253,8 @@ def test_source_hash_follows_the_source(tmp_path: Path) -> None:
 
 def test_source_hash_covers_bases_outside_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    base = "from suite.method import Method\nclass Base(Method):\n    x: int = {}\n"
-    plugin = "from base_{0} import Base\nfrom suite.registry import register\n@register\nclass Child(Base):\n    pass\n"
+    base = "from dstbench.suite.method import Method\nclass Base(Method):\n    x: int = {}\n"
+    plugin = "from base_{0} import Base\nfrom dstbench import register\n@register\nclass Child(Base):\n    pass\n"
     hashes = []
     for number in (0, 1):
         (tmp_path / f"base_{number}.py").write_text(base.format(number))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.regularizers import REGULARIZERS, Regularizer, sparse_start
-from suite import kernels
-from suite.layer import Layer
+from dstbench.methods.regularizers import REGULARIZERS, Regularizer, sparse_start
+from dstbench.suite import kernels
+from dstbench.suite.layer import Layer
 
 SHAPE = (4, 3, 2, 2)
 HEADS = (2, 2, 12)  # two of them, each with a row of the upper half and one of the lower

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from broken import breach
-from suite.check import ELSEWHERE, RESUME, Given, examine, resume
-from suite.checks.resume import resumes_after_any_step, write_states
-from suite.checks.subject import Subject
+from dstbench.suite.check import ELSEWHERE, RESUME, Given, examine, resume
+from dstbench.suite.checks.resume import resumes_after_any_step, write_states
+from dstbench.suite.checks.subject import Subject
 
 BUILT_ON_THE_WAY = """
     def lr(self, t):

@@ -16,16 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from suite import record
-from suite.plan import Run
-from suite.run import _Execution, build, execute
-from suite.train import Training
+from dstbench.suite import record
+from dstbench.suite.plan import Run
+from dstbench.suite.run import _Execution, build, execute
+from dstbench.suite.train import Training
 
 PLUGIN = """
 from dataclasses import dataclass
 import torch
-from suite.method import Method
-from suite.registry import register
+from dstbench.suite.method import Method
+from dstbench.suite.registry import register
 
 @register
 class Raises(Method):
@@ -210,9 +210,10 @@ def test_recipe_overrides_and_precision_reach_the_run(tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys, json, suite.run
-suite.run.CHECKPOINT_SECONDS, suite.run.CHECKPOINT_SHARE = 0.05, 1.0
-suite.run.execute(json.loads(sys.argv[1]), sys.argv[2])
+import sys, json
+from dstbench.suite import run
+run.CHECKPOINT_SECONDS, run.CHECKPOINT_SHARE = 0.05, 1.0
+run.execute(json.loads(sys.argv[1]), sys.argv[2])
 """
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import run_all
-from suite import executors, record
+from dstbench import cli
+from dstbench.suite import executors, record
 
-ROOT = Path(run_all.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def plugin(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(run_all.app, [str(a) for a in arguments])
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
 def said(result: Result) -> str:
@@ -94,7 +94,7 @@ def test_unwritable_results_are_one_message(plugin: Path, tmp_path: Path) -> Non
 
 
 def test_results_in_use_are_one_message(plugin: Path, tmp_path: Path) -> None:
-    from suite.lock import lock
+    from dstbench.suite.lock import lock
 
     with lock(tmp_path):
         result = call("run", "--plugin", plugin, "--methods", "dense", "--tasks", "blobs", "--results", tmp_path)
@@ -198,8 +198,8 @@ def test_validate_status_and_doctor(plugin: Path, tmp_path: Path) -> None:
 
 
 def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
-    from suite import conformance, doctor
-    from suite.check import TASKS, Verdict
+    from dstbench.suite import conformance, doctor
+    from dstbench.suite.check import TASKS, Verdict
 
     asked = []
 
@@ -236,7 +236,7 @@ def test_check_of_what_is_not_there_is_one_message(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_is_printed(monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
-    from suite import catalogue
+    from dstbench.suite import catalogue
 
     monkeypatch.setattr(catalogue, "markdown", lambda plugins: f"# Methods of {plugins}")
     assert call("list", "methods", "--markdown", "--plugin", plugin).output == f"# Methods of {[str(plugin)]}\n"
@@ -262,8 +262,8 @@ def test_two_files_of_one_method_are_one_message(plugin: Path, tmp_path: Path) -
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys, run_all\nfrom typer.testing import CliRunner\n"
-        "text = CliRunner().invoke(run_all.app, ['--help']).output\n"
+        "import sys\nfrom dstbench import cli\nfrom typer.testing import CliRunner\n"
+        "text = CliRunner().invoke(cli.app, ['--help']).output\n"
         "assert 'Examples' in text and 'doctor' in text and 'run_all.py --retry' in text, text\n"
         "heavy = {'torch', 'numpy', 'pandas', 'ruamel.yaml', 'pebble', 'psutil', 'methods', 'reports'}\n"
         "print(sorted(heavy & sys.modules.keys()))"

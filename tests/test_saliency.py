@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.saliency import Wanda, WoodFisher, absorb, blocked, unblocked
+from dstbench.methods.saliency import Wanda, WoodFisher, absorb, blocked, unblocked
 from nets import STEPS, backward, batch, begin
 from pruning import same_after_resume, spent
 from updates import largest, steps

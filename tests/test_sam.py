@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from methods.sam import SAM
+from dstbench.methods.sam import SAM
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.train import Training
 from pruning import same_after_resume, trained
-from suite import registry
-from suite.model import SparseModel
-from suite.recipe import Recipe
-from suite.train import Training
 
 CURVATURE = torch.tensor([1.0, 4.0, 9.0, 16.0], dtype=torch.float64)
 

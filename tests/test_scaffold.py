@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import run_all
-from suite import registry, scaffold
-from suite.plugins import CONTRACT
+from dstbench import cli
+from dstbench.suite import registry, scaffold
+from dstbench.suite.plugins import CONTRACT
 
-ROOT = Path(run_all.__file__).parent
+ROOT = Path(__file__).parents[1]
 NAMES = {"method": "my_first_method", "task": "tumours"}
 
 
@@ -59,7 +59,7 @@ def test_the_files_pass_their_own_test_from_anywhere(written: dict[str, list[Pat
 
 @pytest.mark.parametrize("kind", [pytest.param("method", marks=pytest.mark.slow), "task"])
 def test_the_files_pass_the_check(written: dict[str, list[Path]], kind: str) -> None:
-    result = CliRunner().invoke(run_all.app, ["check", str(written[kind][0])])
+    result = CliRunner().invoke(cli.app, ["check", str(written[kind][0])])
     assert result.exit_code == 0 and "BAD" not in result.output, result.output
     assert result.output.splitlines()[-1].startswith(f"{NAMES[kind]}: ")
 
@@ -67,13 +67,13 @@ def test_the_files_pass_the_check(written: dict[str, list[Path]], kind: str) -> 
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_advice_is_commands_that_work(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(run_all.app, ["new", kind, NAMES[kind], "--folder", "a b"])
+    result = CliRunner().invoke(cli.app, ["new", kind, NAMES[kind], "--folder", "a b"])
     file, test = f"a b/{NAMES[kind]}.py", f"a b/test_{NAMES[kind]}.py"
     assert result.exit_code == 0 and f"wrote '{file}' and '{test}'" in result.output
     commands = [shlex.split(line) for line in result.output.splitlines()[2:]]
     assert commands[0] == ["dstbench", "check", file] and commands[1] == ["pytest", test]
     run, report = commands[2:]
-    found = CliRunner().invoke(run_all.app, [*run[1:], "--dry-run"])
+    found = CliRunner().invoke(cli.app, [*run[1:], "--dry-run"])
     assert found.exit_code == 0 and f"{len(run[run.index('--methods') + 1].split(',')) * 2} runs" in found.output
     assert report == ["dstbench", "report", "--plugin", file]
 
@@ -113,7 +113,7 @@ def test_a_name_that_is_offered_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("there", ["mine.py", "test_mine.py"])
 def test_nothing_is_overwritten(there: str, tmp_path: Path) -> None:
     (tmp_path / there).write_text("mine")
-    result = CliRunner().invoke(run_all.app, ["new", "method", "mine", "--folder", str(tmp_path)])
+    result = CliRunner().invoke(cli.app, ["new", "method", "mine", "--folder", str(tmp_path)])
     assert result.exit_code == 2 and f"error: {tmp_path / there}: there already" in result.stderr
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(there, "mine")]
 
@@ -125,6 +125,6 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 
 def test_the_templates_are_installed_with_the_package() -> None:
-    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["suite"]
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dstbench.suite"]
     files = [str(p.relative_to(ROOT / "suite")) for p in (ROOT / "suite" / "templates").iterdir()]
     assert len(files) == 4 and all(any(fnmatch.fnmatch(file, glob) for glob in globs) for file in files)

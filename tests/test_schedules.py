@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.schedules import cosine, cubic, due
+from dstbench.methods.schedules import cosine, cubic, due
 
 steps = st.integers(0, 2000)
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
-from methods.allocate import top
-from methods.scores import magnitude
-from suite.model import SparseModel
+from dstbench.methods.allocate import top
+from dstbench.methods.scores import magnitude
+from dstbench.suite.model import SparseModel
 
 
 def test_magnitude_of_a_dense_layer() -> None:

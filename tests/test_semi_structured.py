@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suite.explain import explain
-from suite.kernels import semi_structured
-from suite.kernels.semi_structured import SemiStructured, two_of_four
-from suite.model import SparseModel
+from dstbench.suite.explain import explain
+from dstbench.suite.kernels import semi_structured
+from dstbench.suite.kernels.semi_structured import SemiStructured, two_of_four
+from dstbench.suite.model import SparseModel
 
 
 class Net(nn.Module):

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from dstbench.reports import boards, charts, costs, series
+from dstbench.reports.load import frame
 from records import make
-from reports import boards, charts, costs, series
-from reports.load import frame
 
 
 def tables(records):

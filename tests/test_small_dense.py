@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import Blobs, Perceptron
-from methods.small_dense import SmallDense
-from suite.layer import Layer
-from suite.model import SparseModel
-from suite.task import Task
-from suite.train import Training
-from tasks.digits import MLP, RESNET, VIT
+from dstbench.methods.small_dense import SmallDense
+from dstbench.suite.layer import Layer
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import Task
+from dstbench.suite.train import Training
+from dstbench.tasks.digits import MLP, RESNET, VIT
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.snfs import SNFS, shares
+from dstbench.methods.snfs import SNFS, shares
+from dstbench.suite.train import Training
 from nets import STEPS, backward, begin, train
-from suite.train import Training
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["sgd", "adam"])

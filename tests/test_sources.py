@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from suite import registry, sources
-from suite.registry import Entry
+from dstbench.suite import registry, sources
+from dstbench.suite.registry import Entry
 
 
 def test_hashes_of_what_can_be_loaded(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_hashes_of_what_can_be_loaded(tmp_path: Path) -> None:
 def test_modules_that_import(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"a": Entry("a", "json:loads"), "b": Entry("b", "nowhere_to_be_found:X"), "c": Entry("c", "json:dumps")}
     monkeypatch.setattr(registry, "methods", lambda: known)
-    assert sources.modules(["a", "b", "c", "d", "digits/mlp"]) == ("json", "tasks.digits")
+    assert sources.modules(["a", "b", "c", "d", "digits/mlp"]) == ("json", "dstbench.tasks.digits")
 
 
 def test_broken_origins_are_named_once(tmp_path: Path) -> None:

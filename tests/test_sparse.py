@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suite import record, registry
-from suite.kernels import sparse
-from suite.meters.memory import training_state
-from suite.model import SparseModel
-from suite.plan import Run
-from suite.run import execute
-from suite.train import Training
+from dstbench.suite import record, registry
+from dstbench.suite.kernels import sparse
+from dstbench.suite.meters.memory import training_state
+from dstbench.suite.model import SparseModel
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
+from dstbench.suite.train import Training
 
 STEPS = 24
 

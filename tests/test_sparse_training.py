@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from suite import registry
-from suite.kernels import sparse
-from suite.model import SparseModel
-from suite.train import Training
+from dstbench.suite import registry
+from dstbench.suite.kernels import sparse
+from dstbench.suite.model import SparseModel
+from dstbench.suite.train import Training
 from test_sparse import GRADS, Mixed, backward, draw, trained
 
 

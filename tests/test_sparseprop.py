@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from suite import kernels, planfile
-from suite.kernels import sparseprop
-from suite.model import SparseModel
+from dstbench.suite import kernels, planfile
+from dstbench.suite.kernels import sparseprop
+from dstbench.suite.model import SparseModel
 
 
 def test_sparseprop_must_be_installed(monkeypatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.split import DessiLBI
+from dstbench.methods.split import DessiLBI
 from nets import STEPS, begin
 from pruning import same_after_resume, spent
 from updates import largest, steps

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.allocate import ALLOCATIONS, counts
-from methods.static import Static
-from suite import registry
-from suite.model import SparseModel
+from dstbench.methods.allocate import ALLOCATIONS, counts
+from dstbench.methods.static import Static
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
 
 
 def attached(task, kernel: str = "masked", seed: int = 0, **fields) -> Static:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.statistics import (
+from dstbench.reports.statistics import (
     Difference,
     bonferroni,
     paired_difference,

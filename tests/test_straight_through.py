@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.straight_through import STE
+from dstbench.methods.straight_through import STE
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.run import values
+from dstbench.suite.train import Training
 from pruning import WEIGHTS, Oracle, attached, perceptron, same_after_resume, samples, spent, trained, with_recipe
-from suite.method import Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
-from suite.run import values
-from suite.train import Training
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
 OPTIMIZERS = pytest.mark.parametrize("kind", ["sgd", "adam"])

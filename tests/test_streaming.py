@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks import memory
-from methods.allocate import exchange
-from methods.dynamic import candidates
-from suite import registry
-from suite.layer import Layer
-from suite.meters.memory import training_state
-from suite.method import Method
-from suite.model import SparseModel
-from suite.train import Training
+from dstbench.methods.allocate import exchange
+from dstbench.methods.dynamic import candidates
+from dstbench.suite import registry
+from dstbench.suite.layer import Layer
+from dstbench.suite.meters.memory import training_state
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.train import Training
 
 STORES = ("compact", "sparse")
 STEPS = 40

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.allocate import allocate
-from methods.structured import NM, SRigL, fan_ins, misfit, pattern, refusal
+from dstbench.methods.allocate import allocate
+from dstbench.methods.structured import NM, SRigL, fan_ins, misfit, pattern, refusal
+from dstbench.suite import kernels
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.train import Training
 from nets import begin, train
-from suite import kernels
-from suite.layer import Layer
-from suite.method import Method
-from suite.model import SparseModel
-from suite.recipe import Recipe
-from suite.train import Training
 
 KERNELS = pytest.mark.parametrize("kernel", ["masked", "compact"])
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["sgd", "adam"])

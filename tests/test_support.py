@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.kernels import support
-from suite.kernels.support import gather, scatter
+from dstbench.suite.kernels import support
+from dstbench.suite.kernels.support import gather, scatter
 
 
 def drawn(shape: list[int], density: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

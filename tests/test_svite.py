@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from methods.dynamic import RigL
-from methods.svite import S2ViTE, parts, plan, taylor, units
+from dstbench.methods.dynamic import RigL
+from dstbench.methods.svite import S2ViTE, parts, plan, taylor, units
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
+from dstbench.suite.train import Training
 from pruning import same_after_resume
-from suite import registry
-from suite.model import SparseModel
-from suite.train import Training
 
 BLOCKS = ("blocks.0", "blocks.1")
 MASKED = [f"{block}.{name}" for block in BLOCKS for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]

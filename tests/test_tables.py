@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reports.tables import Cell, Table, level, metric, percent, quantity, ratio, whole
+from dstbench.reports.tables import Cell, Table, level, metric, percent, quantity, ratio, whole
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.meters.crosscheck import ptflops_macs
-from suite.method import Method
-from suite.model import SparseModel
-from suite.task import DataError
-from suite.train import Training
-from tasks import TASKS
-from tasks import data as sets
-from tasks.vision import VisionTask
+from dstbench.suite.meters.crosscheck import ptflops_macs
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
+from dstbench.suite.task import DataError
+from dstbench.suite.train import Training
+from dstbench.tasks import TASKS
+from dstbench.tasks import data as sets
+from dstbench.tasks.vision import VisionTask
 
 NAMES = [entry.name for entry in TASKS]
 DIGITS = [name for name in NAMES if name.startswith("digits/")]

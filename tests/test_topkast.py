@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.topkast import TopKAST
+from dstbench.methods.topkast import TopKAST
+from dstbench.suite.model import SparseModel
+from dstbench.suite.run import values
+from dstbench.suite.train import Training
 from pruning import POSITIONS, WEIGHTS, attached, read, same_after_resume, trained, with_recipe
-from suite.model import SparseModel
-from suite.run import values
-from suite.train import Training
 from test_straight_through import KERNELS, OPTIMIZERS, Rule, follow, top
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from suite.method import Method
-from suite.recipe import Recipe
-from suite.train import Diverged, Training
+from dstbench.suite.method import Method
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.train import Diverged, Training
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tuning import GRID, Row, Trial, main, rows, table, trials
-from suite import registry
+from dstbench.suite import registry
 
 DOCS = Path(__file__).parents[1] / "docs" / "tuning.md"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import values
+from dstbench.suite import values
 
 if TYPE_CHECKING:
     from decimal import Decimal

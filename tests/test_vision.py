@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from suite.recipe import Recipe
-from suite.task import SPLITS
-from tasks import data as sets
-from tasks.vision import VisionTask, crop_flip, generator
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import SPLITS
+from dstbench.tasks import data as sets
+from dstbench.tasks.vision import VisionTask, crop_flip, generator
 
 
 def linear(width: int = 3 * 8 * 8) -> nn.Module:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Method
+from dstbench.suite.model import SparseModel
 from nets import STEPS, backward
-from suite.layer import Layer
-from suite.method import Method
-from suite.model import SparseModel
 
 SIZES = (108, 1920, 80)  # of the Layers of `nets.network`
 

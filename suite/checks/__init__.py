@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from suite.checks import cost, counts, declared, grown, invariance
-from suite.checks.subject import Subject
+from dstbench.suite.checks import cost, counts, declared, grown, invariance
+from dstbench.suite.checks.subject import Subject
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "hyper-parameters survive JSON": invariance.parameters_survive_json,

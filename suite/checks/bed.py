@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from suite.recipe import Recipe
-from suite.task import SPLITS, Batch, Task
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.task import SPLITS, Batch, Task
 
 CLASSES = 4
 

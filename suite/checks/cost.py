@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from suite.checks.subject import Subject, around_begin, around_step, few
-from suite.meters.flops import FlopMeter
-from suite.train import Training
+from dstbench.suite.checks.subject import Subject, around_begin, around_step, few
+from dstbench.suite.meters.flops import FlopMeter
+from dstbench.suite.train import Training
 
 
 def work_outside_the_pass_is_charged(subject: Subject) -> str:

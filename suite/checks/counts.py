@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from suite.checks.subject import STEPS, Recorded, Subject, Watch, active, after_optimizer, few
-from suite.run import GRAIN, slack
-from suite.train import Training
+from dstbench.suite.checks.subject import STEPS, Recorded, Subject, Watch, active, after_optimizer, few
+from dstbench.suite.run import GRAIN, slack
+from dstbench.suite.train import Training
 
 MIDDLE = STEPS // 2 - 1  # on the recipe's period the step of an update
 
 
 def density_is_on_target(subject: Subject) -> str:
-    """After the last step as many weights are read as a run of this sparsity may end with (`suite.run.slack`)."""
+    """After the last step as many weights are read as a run of this sparsity may end with (`run.slack`)."""
     return _missed(subject.run)
 
 
@@ -43,7 +43,9 @@ def _missed(run: Recorded) -> str:
 def no_layer_is_empty(subject: Subject) -> str:
     """Every Layer keeps a weight, or the network is cut in two."""
     empty = [layer.name for layer in subject.run.training.model.layers if not layer.nnz()]
-    return f"no weight is left in {', '.join(empty)}: keep one at least (methods.allocate does)" if empty else ""
+    return (
+        f"no weight is left in {', '.join(empty)}: keep one at least (dstbench.methods.allocate does)" if empty else ""
+    )
 
 
 def counts_are_exact_under_ties(subject: Subject) -> str:
@@ -125,5 +127,5 @@ def _same_counts(subject: Subject, run: Recorded, how: str, share: float = 0.0) 
     wrong = [f"{a} weights at step {t} {how}, {b} otherwise" for t, a, b in off]
     if not wrong and not _missed(subject.run) and (missed := _missed(run)):
         wrong = [f"{how} {missed}"]
-    mend = ": take exactly k of the largest scores (methods.allocate.top), never those above a threshold"
+    mend = ": take exactly k of the largest scores (dstbench.methods.allocate.top), never those above a threshold"
     return few(wrong) + mend if wrong else ""

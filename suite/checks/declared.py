@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.checks.subject import STEPS, NotChecked, Subject, around_begin, around_step, few, same_mask
-from suite.layer import Layer
-from suite.method import Method
-from suite.train import Training
+from dstbench.suite.checks.subject import STEPS, NotChecked, Subject, around_begin, around_step, few, same_mask
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Method
+from dstbench.suite.train import Training
 
 Factory = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Factory] = {

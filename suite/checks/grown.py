@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from suite.checks.subject import Subject, after_optimizer, around_begin, few
-from suite.layer import Layer
-from suite.method import STARTS
-from suite.train import Training
+from dstbench.suite.checks.subject import Subject, after_optimizer, around_begin, few
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import STARTS
+from dstbench.suite.train import Training
 
 LENGTHS = 4  # a method may choose the weights with the longest steps
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from suite import planfile, registry
-from suite.checks.bed import MIXED
-from suite.checks.counts import density_is_near_target, no_layer_is_empty
-from suite.checks.declared import gradients_are_those_declared, strays, unread_weights_have_no_influence
-from suite.checks.subject import NotChecked, Recorded, Subject, around_step, few, same_mask
-from suite.plan import Run, expand
-from suite.task import Batch, Task
-from suite.train import Training
-from suite.values import defaults, plain
+from dstbench.suite import planfile, registry
+from dstbench.suite.checks.bed import MIXED
+from dstbench.suite.checks.counts import density_is_near_target, no_layer_is_empty
+from dstbench.suite.checks.declared import gradients_are_those_declared, strays, unread_weights_have_no_influence
+from dstbench.suite.checks.subject import NotChecked, Recorded, Subject, around_step, few, same_mask
+from dstbench.suite.plan import Run, expand
+from dstbench.suite.task import Batch, Task
+from dstbench.suite.train import Training
+from dstbench.suite.values import defaults, plain
 
 
 def parameters_survive_json(subject: Subject) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.checks.subject import STEPS, Subject
-from suite.values import plain
+from dstbench.suite.checks.subject import STEPS, Subject
+from dstbench.suite.values import plain
 
 LASTING = "the state cannot be saved (keep tensors, numbers and text alone in `memory`, optimiser and rng)"
 METERS = ("clock", "memory", "devices")  # measurements; and where tensors were, which every process decides anew

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite import check, plan, registry
-from suite.layer import Layer
-from suite.method import Method
-from suite.task import Task
-from suite.train import Training
+from dstbench.suite import check, plan, registry
+from dstbench.suite.layer import Layer
+from dstbench.suite.method import Method
+from dstbench.suite.task import Task
+from dstbench.suite.train import Training
 
 SPARSITIES = (0.9, 0.75, 0.5)  # a structure may exist at some only
 STEPS = 96  # the recipe's period is then 4: many updates of the topology

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from suite.kernels.base import Kernel
-from suite.kernels.compact import Compact
-from suite.kernels.csr import Csr
-from suite.kernels.masked import Masked
-from suite.kernels.semi_structured import SemiStructured
-from suite.kernels.sparse import Sparse
-from suite.kernels.sparseprop import SparseProp
+from dstbench.suite.kernels.base import Kernel
+from dstbench.suite.kernels.compact import Compact
+from dstbench.suite.kernels.csr import Csr
+from dstbench.suite.kernels.masked import Masked
+from dstbench.suite.kernels.semi_structured import SemiStructured
+from dstbench.suite.kernels.sparse import Sparse
+from dstbench.suite.kernels.sparseprop import SparseProp
 
 KERNELS: dict[str, type[Kernel]] = {
     kind.name: kind for kind in (Masked, Compact, Sparse, Csr, SparseProp, SemiStructured)

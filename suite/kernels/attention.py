@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.kernels import build
-from suite.kernels.plan import first_order, suits
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.plan import first_order, suits
 
 TOKENS = 256  # at most: two matrices of tokens x tokens stay in a core's cache
 FUNCTIONS = {"attention_forward": "plllldpi", "attention_backward": "pplllldpi"}

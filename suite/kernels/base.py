@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from suite.layer import Layer, Reduction
+    from dstbench.suite.layer import Layer, Reduction
 
 Activation = Callable[[Tensor], Tensor] | None
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.kernels.base import Kernel, MaskedRead
-from suite.layer import Layer, Mask
+from dstbench.suite.kernels.base import Kernel, MaskedRead
+from dstbench.suite.layer import Layer, Mask
 
 
 class Scatter(torch.autograd.Function):

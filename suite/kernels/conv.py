@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from suite.kernels import build
-from suite.kernels.plan import Plan, first_order
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.plan import Plan, first_order
 
 LANES = 16
 FUNCTIONS = {

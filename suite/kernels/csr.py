@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.kernels.base import Kernel
-from suite.kernels.plan import Plan, first_order
-from suite.kernels.sparse import Sparse, unsuited
-from suite.layer import Layer, Mask
+from dstbench.suite.kernels.base import Kernel
+from dstbench.suite.kernels.plan import Plan, first_order
+from dstbench.suite.kernels.sparse import Sparse, unsuited
+from dstbench.suite.layer import Layer, Mask
 
 
 class CsrPattern:

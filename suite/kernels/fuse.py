@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from suite.kernels.attention import FusedAttention
-from suite.kernels.gelu import FusedGelu
-from suite.kernels.norm import FusedNorm
+from dstbench.suite.kernels.attention import FusedAttention
+from dstbench.suite.kernels.gelu import FusedGelu
+from dstbench.suite.kernels.norm import FusedNorm
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 UNBINDS = {torch.unbind, "unbind"}

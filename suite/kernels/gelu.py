@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.kernels import build
-from suite.kernels.plan import first_order, suits
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.plan import first_order, suits
 
 FUNCTIONS = {"gelu_forward": "plpi", "gelu_backward": "pplpi"}
 

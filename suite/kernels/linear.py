@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from suite.kernels import build
-from suite.kernels.plan import Plan, address, first_order
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.plan import Plan, address, first_order
 
 ROWS = 1024  # from that many samples on, blocks of samples go through each core's cache
 BLOCK_BYTES = 1 << 20  # of the wider side of a block of 128 samples, which else has 64

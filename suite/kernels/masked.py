@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suite.kernels.base import Kernel, MaskedRead
-from suite.layer import Layer
+from dstbench.suite.kernels.base import Kernel, MaskedRead
+from dstbench.suite.layer import Layer
 
 
 class Masked(Kernel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from suite.layer import Layer, Mask, Reduction
+from dstbench.suite.layer import Layer, Mask, Reduction
 
 
 class Pattern(Protocol):

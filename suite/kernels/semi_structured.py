@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from suite.kernels.base import Activation
-from suite.kernels.masked import Masked
-from suite.kernels.plan import first_order
-from suite.layer import Layer, Mask
+from dstbench.suite.kernels.base import Activation
+from dstbench.suite.kernels.masked import Masked
+from dstbench.suite.kernels.plan import first_order
+from dstbench.suite.layer import Layer, Mask
 
 HALF = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64  # what torch's 2:4 formats divide a weight of 16-bit values into

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from suite.kernels import build
-from suite.kernels.base import Activation, Kernel, MaskedRead
-from suite.kernels.compact import Compact
-from suite.kernels.conv import ConvPattern, SparseConv2d
-from suite.kernels.fuse import Fused
-from suite.kernels.linear import LinearPattern, SparseLinear, by_rows
-from suite.kernels.plan import Plan, make
-from suite.kernels.support import gather, scatter
-from suite.layer import Layer, Mask
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.base import Activation, Kernel, MaskedRead
+from dstbench.suite.kernels.compact import Compact
+from dstbench.suite.kernels.conv import ConvPattern, SparseConv2d
+from dstbench.suite.kernels.fuse import Fused
+from dstbench.suite.kernels.linear import LinearPattern, SparseLinear, by_rows
+from dstbench.suite.kernels.plan import Plan, make
+from dstbench.suite.kernels.support import gather, scatter
+from dstbench.suite.layer import Layer, Mask
 
 LIBRARIES = ("norm", "gelu", "attention")  # of the operations that Fused puts in
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.kernels.base import Kernel
-from suite.kernels.plan import Plan
-from suite.kernels.sparse import Sparse, unsuited
-from suite.layer import Layer, Mask
+from dstbench.suite.kernels.base import Kernel
+from dstbench.suite.kernels.plan import Plan
+from dstbench.suite.kernels.sparse import Sparse, unsuited
+from dstbench.suite.layer import Layer, Mask
 
 WIDE = 32  # columns of an image from which its authors vectorise over the width, else over the batch
 LARGEST = 2**15  # it counts the entries of a filter in 16 bits

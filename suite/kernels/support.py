@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.kernels import build
-from suite.kernels.plan import address, suits
+from dstbench.suite.kernels import build
+from dstbench.suite.kernels.plan import address, suits
 
 FUNCTIONS = {"support_gather": "plppi", "support_scatter": "plpppi"}
 

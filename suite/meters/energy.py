@@ -284,7 +284,7 @@ def _candidates(device: Device, shared: bool, watts: float, root: Path) -> list[
 def _gpu(device: str, shared: bool) -> Nvml:
     import torch
 
-    from suite.meters.clock import synchroniser
+    from dstbench.suite.meters.clock import synchroniser
 
     if not torch.cuda.is_available():
         return Nvml(0, shared)  # only to say why there is none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suite.model import SparseModel
+from dstbench.suite.model import SparseModel
 
 
 class Explored:

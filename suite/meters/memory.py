@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from suite.model import SparseModel
+    from dstbench.suite.model import SparseModel
 
 PROC = Path("/proc/self")
 PEAKS = ("training_state", "peak_over_start", "peak_resident", "cuda_allocated", "cuda_reserved")

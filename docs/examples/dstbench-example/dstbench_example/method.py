@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.dynamic import RigL
-from suite.layer import Layer
-from suite.registry import register
+from dstbench import Layer, register
+from dstbench.methods.dynamic import RigL
 
 
 @register(name="example_method", family="dynamic", citation="")
@@ -22,7 +21,7 @@ class ExampleMethod(RigL):
     Reference: none; an example for authors of plugins.
     """
 
-    contract = 1
+    contract = 2
 
     noise: float = 0.5
 

@@ -10,8 +10,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from suite.recipe import Recipe
-from suite.task import Batch, Task
+from dstbench import Batch, Recipe, Task
 
 CENTRES = 1.5 * torch.randn(16, 20, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +19,7 @@ CENTRES = 1.5 * torch.randn(16, 20, generator=torch.Generator().manual_seed(0))
 class Example(Task):
     """Which of four classes a point is in; every batch is new, a function of (split, seed, step)."""
 
-    contract = 1
+    contract = 2
 
     def fingerprint(self) -> str:
         """That of the centres."""

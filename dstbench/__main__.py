@@ -1,0 +1,5 @@
+"""`python -m dstbench`: the command line."""
+
+from dstbench.cli import main
+
+main()
