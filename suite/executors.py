@@ -117,8 +117,13 @@ class Local:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """The number of threads in the environment: torch reads it once, when it is loaded."""
-        pins = dict.fromkeys(THREADS, str(self.threads)) | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        """The environment of workers: the number of threads, which torch reads once, and a safe path.
+
+        Without a safe path a new interpreter looks into the working directory first: a `torch.py` or a `random.py`
+        there would be imported in place of the real one.
+        """
+        pins = dict.fromkeys(THREADS, str(self.threads))
+        pins |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONSAFEPATH": "1"}
         old = {name: os.environ.get(name) for name in pins}
         os.environ.update(pins)
         try:
