@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Torch reads these once, when it is loaded. Tests run side by side, so that more threads only get in each other's way.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

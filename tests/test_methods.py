@@ -54,7 +54,8 @@ def test_presets_make_an_instance_that_holds_them(entry) -> None:
 
 
 def test_listing_imports_no_torch() -> None:
-    code = "import sys, methods; assert 'torch' not in sys.modules, 'torch'; print(len(methods.METHODS))"
+    code = "import sys; from dstbench import methods\n"
+    code += "assert 'torch' not in sys.modules, 'torch'; print(len(methods.METHODS))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(len(METHODS))
 
