@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import combinations
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -114,10 +115,11 @@ def _stars(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def standing(table: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one setting -> one row a method: mean retention with Satterthwaite interval, rank, and who is not
-    distinguishable from it.
+    """The cells of one setting -> one row a method: mean retention with Satterthwaite interval, rank, and tie group.
 
     A method is ranked only with every cell complete; dense methods are references and never ranked. `why` says why not.
+    `group`, for ranked methods: 1 for the best method and all that are not told apart from it, 2 for the best of the
+    rest and all of the rest that are not told apart from that, and so on.
     """
     methods = {str(name): part for name, part in split(table, "method")}
     rows = []
@@ -130,8 +132,8 @@ def standing(table: pd.DataFrame) -> pd.DataFrame:
     board = pd.DataFrame(rows, columns=["method", "dense", "retention", "half", "cells", "of", "n", "why"])
     ranked = (board["why"] == "") & ~board["dense"]
     board["rank"] = board.loc[ranked, "retention"].rank(ascending=False, method="min")
-    compared = differences({name: methods[name] for name in board.loc[ranked, "method"]})
-    board["like"] = [_alike(name, compared) for name in board["method"]]
+    group, _ = ties({name: methods[name] for name in board.loc[ranked, "method"]})
+    board["group"] = board["method"].map(group)
     return board.sort_values(["dense", "rank", "method"], na_position="last", ignore_index=True)
 
 
@@ -154,16 +156,34 @@ def _why_unranked(part: pd.DataFrame) -> str:
     return f"no dense reference for {', '.join(unreferenced)}" if len(unreferenced) else ""
 
 
-def differences(methods: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], Difference]:
-    """Every pair of methods with complete cells -> their pooled paired difference, at Bonferroni's level."""
-    pairs = list(combinations(methods, 2))
-    level = bonferroni(len(pairs))
-    found = {}
-    for a, b in pairs:
-        both = methods[a].merge(methods[b], on=["task", "sparsity"], suffixes=("_a", "_b"))
-        found[a, b] = paired_difference(list(both["seeds_a"]), list(both["seeds_b"]), level)
-    return found
+def ties(methods: Mapping[str, pd.DataFrame]) -> tuple[dict[str, int], dict[tuple[str, str], Difference]]:
+    """Groups of methods that are not told apart from the best of them, and the differences from that best one.
 
+    The best is chosen from the same data, so that Bonferroni counts every method, and no pair's error is taken below
+    the median over pairs: by chance, some of many pairs have hardly any spread. `benchmarks.coverage` simulates it.
 
-def _alike(name: str, compared: Mapping[tuple[str, str], Difference]) -> tuple[str, ...]:
-    return tuple(b if a == name else a for (a, b), d in compared.items() if name in (a, b) and not d.distinguishable)
+    Args:
+        methods: name -> its cells, all of them complete.
+
+    Returns:
+        Name -> group, from 1; and (best, other) -> difference for each comparison made.
+    """
+    cells = {name: part.set_index(["task", "sparsity"])["seeds"].to_dict() for name, part in methods.items()}
+    level = bonferroni(len(cells))
+
+    def difference(a: str, b: str, least: float = 0.0) -> Difference:
+        shared = [cell for cell in cells[a] if cell in cells[b]]
+        return paired_difference([cells[a][c] for c in shared], [cells[b][c] for c in shared], level, least)
+
+    errors = [found.error for a, b in combinations(cells, 2) if math.isfinite((found := difference(a, b)).error)]
+    least = median(errors) if errors else 0.0
+    group: dict[str, int] = {}
+    compared: dict[tuple[str, str], Difference] = {}
+    rest = sorted(methods, key=lambda name: (-methods[name]["retention"].mean(), name))
+    while rest:
+        best, number = rest[0], max(group.values(), default=0) + 1
+        compared |= {(best, name): difference(best, name, least) for name in rest[1:]}
+        told = [name for name in rest[1:] if compared[best, name].mean > compared[best, name].half]
+        group |= {name: number for name in rest if name not in told}
+        rest = told
+    return group, compared

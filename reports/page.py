@@ -17,7 +17,7 @@ from dstbench.reports.orderings import orderings
 from dstbench.reports.rows import split
 from dstbench.reports.tables import Table
 
-SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "not distinguishable from")
+SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "tie group")
 SHORT_NOTE = (
     "retention: (metric - chance) / (dense - chance), mean over cells with 95 % interval; FLOPs, papers, infer: "
     "training FLOPs (honest count, papers' convention) and inference FLOPs, divided by dense. "

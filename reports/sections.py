@@ -22,20 +22,20 @@ RULES = (
 
 
 def leaderboard(table: pd.DataFrame, flops: pd.DataFrame, title: str) -> Table:
-    """One setting's methods by mean retention, with both FLOPs ratios beside it and who is not distinguishable."""
+    """One setting's methods by mean retention, with both FLOPs ratios beside it and its tie group."""
     board = standing(table)
     means = flops.groupby("method")[["ratio", "papers", "inference"]].mean()
     means = means.reindex(board["method"]).reset_index()
     rows = []
     for row, cost in zip(each(board), each(means), strict=True):
         place = Cell("–" if pd.isna(row.rank) else f"{row.rank:.0f}", 1e9 if pd.isna(row.rank) else row.rank, "strong")
-        like = "reference" if row.dense else row.why or ", ".join(row.like) or "none"
+        group = "reference" if row.dense else f"not ranked: {row.why}" if row.why else f"{row.group:.0f}"
         cells = Cell(f"{row.cells}/{row.of}", row.cells / max(1, row.of), "" if row.cells == row.of else "bad")
         rows.append([place, Cell(row.method, style="strong"), percent(row.retention, row.half), cells, whole(row.n),
                      ratio(cost.ratio), ratio(cost.papers), ratio(cost.inference),
-                     Cell(f"not ranked: {like}" if row.why and not row.dense else like, style="muted")])  # fmt: skip
+                     Cell(group, style="muted")])  # fmt: skip
     headers = ["rank", "method", "retention, %", "cells", "runs", "training FLOPs ÷ dense",
-               "papers' convention ÷ dense", "inference FLOPs ÷ dense", "not distinguishable from"]  # fmt: skip
+               "papers' convention ÷ dense", "inference FLOPs ÷ dense", "tie group"]  # fmt: skip
     notes = [FORMULA, RULES, _pairs(board, table), FLOPS_NOTE]
     return Table("leaderboard", title, headers, rows, [n for n in notes if n])
 
@@ -48,10 +48,10 @@ FLOPS_NOTE = (
 
 
 def _pairs(board: pd.DataFrame, table: pd.DataFrame) -> str:
-    from dstbench.reports.boards import differences
+    from dstbench.reports.boards import ties
 
     ranked = board.loc[board["rank"].notna(), "method"]
-    found = differences({name: table[table["method"] == name] for name in ranked})
+    _, found = ties({name: table[table["method"] == name] for name in ranked})
     seen = [d.detectable for d in found.values() if d.detectable == d.detectable]
     if not found:
         return ""
@@ -59,9 +59,11 @@ def _pairs(board: pd.DataFrame, table: pd.DataFrame) -> str:
         return "Differences cannot be tested: no two ranked methods share a cell with two seeds or more."
     span = f"{100 * min(seen):.1f}" + (f" to {100 * max(seen):.1f}" if max(seen) - min(seen) > 5e-4 else "")
     return (
-        "Not distinguishable: the difference paired by seed, its variance pooled over cells, has an interval with 0 in "
-        f"it (95 % together over {len(found)} pairs, Bonferroni). Differences of {span} points of retention would be "
-        f"seen with {100 * POWER:.0f} % power, by pair."
+        "Tie group 1: the best method and all that are not told apart from it; 2: the best of the rest and all of the "
+        "rest that are not told apart from that; and so on. That methods share a group does not show that they are "
+        "alike. Told apart: the interval of the difference paired by seed leaves 0 out, at a level at which at most "
+        f"one board in 20 tells any alike methods apart (Bonferroni over {len(ranked)} methods, docs/measuring.md). "
+        f"Differences from a group's best of {span} points of retention would be seen with {100 * POWER:.0f} % power."
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 POWER = 0.8
+ROUNDING = 1e-9  # a standard error below this share of the values is that of their rounding
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference pooled over cells: `mean` ± `half`, and the difference that would be seen with `POWER`."""
+    """A paired difference, mean over cells: `mean` ± `half`, and the difference that would be seen with `POWER`.
+
+    `error` is the standard error, with `df` degrees of freedom; `half` and `detectable` are nan where the pairs give
+    no interval.
+    """
 
     mean: float
     half: float
     detectable: float
     pairs: int
     cells: int
+    error: float = math.nan
+    df: float = math.nan
 
     @property
     def distinguishable(self) -> bool:
@@ -68,12 +75,8 @@ def satterthwaite(cells: Sequence[Sequence[float]], level: float = LEVEL) -> Int
     mean = float(np.mean([a.mean() for a in arrays]))
     if any(len(a) < 2 for a in arrays):
         return Interval(mean, math.nan, n, math.nan)
-    parts = np.array([a.var(ddof=1) / len(a) for a in arrays]) / len(arrays) ** 2
-    variance = float(parts.sum())
-    if variance == 0:
-        return Interval(mean, 0.0, n, math.inf)
-    df = variance**2 / float(sum(part**2 / (len(a) - 1) for part, a in zip(parts, arrays, strict=True)))
-    return Interval(mean, _quantile(0.5 + level / 2, df) * math.sqrt(variance), n, df)
+    error, df = _error(arrays)
+    return Interval(mean, _quantile(0.5 + level / 2, df) * error if error else 0.0, n, df)
 
 
 def retention(metric: float, chance: float, dense: float) -> float:
@@ -82,24 +85,44 @@ def retention(metric: float, chance: float, dense: float) -> float:
 
 
 def paired_difference(
-    a: Sequence[Mapping[int, float]], b: Sequence[Mapping[int, float]], level: float = LEVEL
+    a: Sequence[Mapping[int, float]], b: Sequence[Mapping[int, float]], level: float = LEVEL, least: float = 0.0
 ) -> Difference:
-    """Mean over cells of `a` − `b`, paired by seed; the variance within cells is pooled over them.
+    """Mean over cells of `a` − `b`, paired by seed, cells weighted alike whatever their spread.
 
-    `a` and `b` hold one mapping seed -> value for each cell, in the same order; seeds and cells that only one has are
-    left out. The detectable difference is (t at `level` + t at `POWER`) standard errors.
+    The squared error is the sum of the cells' own, as in `satterthwaite`. His degrees of freedom are too many in the
+    far tail, the smallest n − 1 of the cells are enough in any case (Hájek); taken is the geometric mean of the two.
+    With two seeds in every cell the error is Student's over the seeds' means, with 1 (Scheffé).
+
+    Args:
+        a, b: one mapping seed -> value for each cell, in the same order; seeds and cells of one alone are left out.
+        level: of the interval.
+        least: an error that this pair's is not taken below; several methods compared tell what is usual.
+
+    Returns:
+        The difference; it has no interval where a cell has one pair, or where no pair differs from the others of its
+        cell: values in steps do that by chance. Detectable are (t at `level` + t at `POWER`) errors.
+
+    Reference: Hájek 1962, "Inequalities for the generalized Student's distribution and their applications";
+    Scheffé 1943, "On solutions of the Behrens-Fisher problem, based on the t-distribution".
     """
     cells = [np.array([x[s] - y[s] for s in sorted(x.keys() & y.keys())]) for x, y in zip(a, b, strict=True)]
     cells = [c for c in cells if len(c)]
-    pairs, df = sum(map(len, cells)), sum(len(c) - 1 for c in cells)
-    if not cells or not df:
-        mean = float(np.mean([c.mean() for c in cells])) if cells else math.nan
+    pairs, mean = sum(map(len, cells)), float(np.mean([c.mean() for c in cells])) if cells else math.nan
+    fewest = min(map(len, cells), default=0)
+    if fewest < 2:
         return Difference(mean, math.nan, math.nan, pairs, len(cells))
-    pooled = sum(float(((c - c.mean()) ** 2).sum()) for c in cells) / df
-    error = math.sqrt(pooled * sum(1 / len(c) for c in cells)) / len(cells)
+    if pairs == 2 * len(cells):
+        error, df = abs(float(sum(c[0] - c[1] for c in cells))) / 2 / len(cells), 1.0
+    else:
+        error, df = _error(cells)
+        df = math.sqrt(df * (fewest - 1)) if error else fewest - 1
+    size = max(abs(value) for x in (*a, *b) for value in x.values())
+    error = max(error, least)
+    if error <= ROUNDING * size:
+        return Difference(mean, math.nan, math.nan, pairs, len(cells), 0.0)
     critical = _quantile(0.5 + level / 2, df)
-    mean = float(np.mean([c.mean() for c in cells]))
-    return Difference(mean, critical * error, (critical + _quantile(POWER, df)) * error, pairs, len(cells))
+    detectable = (critical + _quantile(POWER, df)) * error
+    return Difference(mean, critical * error, detectable, pairs, len(cells), error, df)
 
 
 def bonferroni(comparisons: int) -> float:
@@ -123,6 +146,14 @@ def star(differences: Sequence[float]) -> str:
 
     signs = [d > 0 for d in differences if d]
     return "*" if stars_allowed(len(signs)) and binomtest(sum(signs), len(signs)).pvalue < ALPHA else ""
+
+
+def _error(cells: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The standard error of the mean of cell means, and Satterthwaite's degrees of freedom; infinite where it is 0."""
+    parts = np.array([c.var(ddof=1) / len(c) for c in cells]) / len(cells) ** 2
+    freedom = np.array([len(c) - 1 for c in cells])
+    variance = float(parts.sum())
+    return math.sqrt(variance), variance**2 / float((parts**2 / freedom).sum()) if variance else math.inf
 
 
 def _quantile(probability: float, df: float) -> float:

@@ -1,14 +1,15 @@
-"""Cells and standings: what counts, what is missing, who is ranked, who is not distinguishable."""
+"""Cells and standings: what counts, what is missing, who is ranked, who shares a tie group."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from dstbench.reports import costs
-from dstbench.reports.boards import cells, differences, levels, reference, standing
+from dstbench.reports.boards import cells, levels, reference, standing, ties
 from dstbench.reports.load import frame
 from dstbench.reports.sections import by_sparsity, cell_table, leaderboard
 from records import make
@@ -125,23 +126,62 @@ def test_failed_dense_runs_do_not_lower_the_reference():
     assert row["retention"] == pytest.approx(0.7 / (0.905 - 0.1))
 
 
-def test_order_and_distinguishability():
-    table = cells(frame(grid(rigl=0.8, set=0.7, static=0.7)))
+def scattered(spread=0.001, seeds=3, **methods):
+    """As `grid`, with an independent spread of each method, and dense at 0.9."""
+    rng = np.random.default_rng(0)
+    found = [make("dense", None, s, 0.9, task=t) for t in TASKS for s in range(seeds)]
+    for name, test in methods.items():
+        for task in TASKS:
+            for level in (0.9, 0.95):
+                found += [make(name, level, s, test + spread * rng.normal(), task=task) for s in range(seeds)]
+    return found
+
+
+def test_order_and_tie_groups():
+    table = cells(frame(scattered(rigl=0.8, set=0.7, static=0.7, snip=0.3)))
     board = standing(table)
-    assert list(board["method"]) == ["rigl", "set", "static", "dense"]
-    assert list(board["rank"].dropna()) == [1, 2, 2]
-    # Seeds move all methods alike, so the paired differences have no variance at all.
-    assert [pick(board, method=m)["like"] for m in ("rigl", "set", "static")] == [(), ("static",), ("set",)]
-    found = differences({m: table[table["method"] == m] for m in ("rigl", "set")})
-    assert found["rigl", "set"].mean == pytest.approx(0.1 / 0.8) and found["rigl", "set"].pairs == 12
+    ranked = board[~board["dense"]]
+    assert list(ranked["method"])[::3] == ["rigl", "snip"] and list(ranked["rank"]) == [1, 2, 3, 4]
+    assert list(ranked["group"]) == [1, 2, 2, 3] and math.isnan(pick(board, method="dense")["group"])
+    group, found = ties({m: table[table["method"] == m] for m in ("snip", "set", "rigl")})
+    assert group == {"rigl": 1, "set": 2, "snip": 3}
+    assert list(found) == [("rigl", "set"), ("rigl", "snip"), ("set", "snip")]
+    gap = pick(board, method="rigl")["retention"] - pick(board, method="set")["retention"]
+    assert found["rigl", "set"].mean == pytest.approx(gap) and found["rigl", "set"].pairs == 12
 
 
-def test_one_seed_distinguishes_nothing():
+def test_a_comparison_is_at_the_level_of_all_methods_and_its_error_that_of_the_median_pair_or_more():
+    table = cells(frame(scattered(0.01, rigl=0.8, set=0.7, static=0.69)))
+    seeds = {name: np.array([list(c.values()) for c in part["seeds"]]) for name, part in table.groupby("method")}
+    errors = {}
+    for pair in (("rigl", "set"), ("rigl", "static"), ("set", "static")):
+        gaps = seeds[pair[0]] - seeds[pair[1]]
+        errors[pair] = math.sqrt((gaps.var(1, ddof=1) / 3).sum()) / 4
+    _, found = ties({m: table[table["method"] == m] for m in ("rigl", "set", "static")})
+    for pair, difference in found.items():
+        assert difference.error == pytest.approx(max(errors[pair], np.median(list(errors.values()))))
+        assert difference.half == pytest.approx(stats.t.ppf(1 - 0.05 / 3 / 2, difference.df) * difference.error)
+
+
+def test_methods_that_all_seeds_move_alike_are_not_told_apart_without_any_spread():
+    board = standing(cells(frame(grid(rigl=0.8, set=0.7, static=0.7))))
+    assert list(board["rank"].dropna()) == [1, 2, 2] and list(board["group"].dropna()) == [1, 1, 1]
+
+
+def test_one_seed_tells_nothing_apart():
     records = [r for r in grid(rigl=0.8, set=0.5) if r["id"]["seed"] == 0]
     board = standing(cells(frame(records)))
-    assert pick(board, method="rigl")["like"] == ("set",) and math.isnan(pick(board, method="rigl")["half"])
+    assert pick(board, method="set")["group"] == 1 and math.isnan(pick(board, method="rigl")["half"])
     note = "\n".join(leaderboard(cells(frame(records)), costs.flops(frame(records)), "L").notes)
     assert "cannot be tested" in note
+
+
+def test_the_leaderboard_shows_tie_groups_and_what_would_be_seen():
+    records = scattered(rigl=0.8, set=0.3)
+    board = leaderboard(cells(frame(records)), costs.flops(frame(records)), "L")
+    assert board.headers[-1] == "tie group" and [row[-1].text for row in board.rows] == ["1", "2", "reference"]
+    (note,) = [n for n in board.notes if n.startswith("Tie group")]
+    assert "Bonferroni over 2 methods" in note and "points of retention would be seen with 80 % power" in note
 
 
 def test_lower_is_better_ranks_by_retention():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -106,26 +106,76 @@ def test_paired_difference_of_one_cell_is_the_paired_t_test():
     assert found.pairs == 4 and found.distinguishable == (oracle.low > 0)
 
 
-def test_paired_difference_pools_the_variance_over_cells_by_hand():
-    a = [{0: 0.2, 1: 0.4}, {0: 0.5, 1: 0.5, 2: 0.8}]
-    b = [{0: 0.1, 1: 0.1, 7: 0.0}, {0: 0.4, 1: 0.2, 2: 0.5}]
-    d1, d2 = np.array([0.1, 0.3]), np.array([0.1, 0.3, 0.3])
-    pooled = (((d1 - d1.mean()) ** 2).sum() + ((d2 - d2.mean()) ** 2).sum()) / 3
-    error = math.sqrt(pooled * (1 / 2 + 1 / 3)) / 2
+def geometric(cells: list[np.ndarray]) -> tuple[float, float]:
+    """Standard error of the mean of cell means, and the geometric mean of Satterthwaite's df and the smallest."""
+    v = [np.var(c, ddof=1) / len(c) for c in cells]
+    df = sum(v) ** 2 / sum(x**2 / (len(c) - 1) for x, c in zip(v, cells, strict=True))
+    return math.sqrt(sum(v)) / len(cells), math.sqrt(df * (min(map(len, cells)) - 1))
+
+
+def test_paired_difference_leaves_each_cell_its_own_variance():
+    a = [{0: 0.2, 1: 0.4, 2: 0.9}, {0: 0.5, 1: 0.5, 2: 0.8, 3: 0.7}]
+    b = [{0: 0.1, 1: 0.1, 2: 0.2, 7: 0.0}, {0: 0.4, 1: 0.2, 2: 0.5, 3: 0.0}]
+    d1, d2 = np.array([0.1, 0.3, 0.7]), np.array([0.1, 0.3, 0.3, 0.7])
+    error, df = geometric([d1, d2])
     found = paired_difference(a, b)
     assert found.mean == pytest.approx((d1.mean() + d2.mean()) / 2)
-    assert found.half == pytest.approx(stats.t.ppf(0.975, 3) * error)
-    assert found.detectable == pytest.approx((stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * error)
-    assert (found.pairs, found.cells) == (5, 2)
+    assert found.half == pytest.approx(stats.t.ppf(0.975, df) * error)
+    assert found.detectable == pytest.approx((stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)) * error)
+    assert (found.pairs, found.cells, found.error, found.df) == (7, 2, pytest.approx(error), pytest.approx(df))
+    assert 2 < df < 5
 
 
-@settings(max_examples=30)
-@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=4), min_size=1, max_size=4))
+def test_of_two_seeds_the_difference_is_the_t_test_of_their_means():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 4, 2))
+    found = paired_difference([dict(enumerate(c)) for c in x], [dict(enumerate(c)) for c in y], 0.9)
+    oracle = stats.ttest_rel(x.mean(0), y.mean(0)).confidence_interval(0.9)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((oracle.low, oracle.high))
+
+
+pairs = st.lists(
+    st.lists(st.tuples(st.integers(-99, 99), st.integers(-99, 99)), min_size=2, max_size=5), min_size=1, max_size=5
+)
+
+
+def sides(cells, scale=1.0, shift=0.0):
+    """Two lists of mappings seed -> value; `shift` is added to the first."""
+    return tuple(
+        [{s: scale * (pair[k] + (0.0 if k else shift)) for s, pair in enumerate(cell)} for cell in cells]
+        for k in (0, 1)
+    )
+
+
+@given(pairs)
 def test_paired_difference_changes_sign_with_the_order(cells):
-    a = [dict(enumerate(cell)) for cell in cells]
-    b = [dict(enumerate(reversed(cell))) for cell in cells]
+    a, b = sides(cells)
     one, two = paired_difference(a, b), paired_difference(b, a)
-    assert one.mean == pytest.approx(-two.mean) and one.half == pytest.approx(two.half)
+    assert one.mean == pytest.approx(-two.mean) and one.half == pytest.approx(two.half, nan_ok=True)
+    assert one.df == pytest.approx(two.df, nan_ok=True)
+
+
+@given(pairs, st.sampled_from([0.001, 0.5, 30.0]), st.integers(-50, 50))
+def test_paired_difference_follows_scale_and_shift(cells, scale, shift):
+    found, moved = paired_difference(*sides(cells)), paired_difference(*sides(cells, scale, shift))
+    assert moved.mean == pytest.approx(scale * (found.mean + shift), abs=1e-9)
+    assert moved.half == pytest.approx(scale * found.half, nan_ok=True)
+    assert moved.detectable == pytest.approx(scale * found.detectable, nan_ok=True)
+
+
+@given(pairs, st.floats(0.01, 500))
+def test_an_error_is_not_taken_below_the_least(cells, least):
+    found, floored = paired_difference(*sides(cells)), paired_difference(*sides(cells), least=least)
+    assert floored.error == pytest.approx(max(least, 0 if math.isnan(found.error) else found.error))
+    assert floored.mean == found.mean
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_constant_difference_has_no_interval(seeds):
+    a, b = [dict.fromkeys(range(seeds), 0.7)] * 3, [dict.fromkeys(range(seeds), 0.1)] * 3
+    assert not paired_difference(a, b).distinguishable and math.isnan(paired_difference(a, b).half)
+    seen = paired_difference(a, b, least=0.001)
+    assert seen.df == seeds - 1 and seen.half == pytest.approx(stats.t.ppf(0.975, seeds - 1) * 0.001)
 
 
 def test_nothing_is_distinguishable_without_an_interval():
@@ -138,10 +188,10 @@ def test_nothing_is_distinguishable_without_an_interval():
 
 def test_the_detectable_difference_is_detected_with_80_percent():
     rng, hits, n = np.random.default_rng(1), 0, 2000
-    size = (stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)) * 0.01 / math.sqrt(12)
+    size = (stats.t.ppf(0.975, 7) + stats.t.ppf(0.8, 7)) * 0.01 / math.sqrt(8)
     for _ in range(n):
-        cells = [dict(enumerate(rng.normal(size, 0.01, 3))) for _ in range(4)]
-        hits += paired_difference(cells, [dict.fromkeys(range(3), 0.0)] * 4).distinguishable
+        cells = [dict(enumerate(rng.normal(size, 0.01, 8)))]
+        hits += paired_difference(cells, [dict.fromkeys(range(8), 0.0)]).distinguishable
     assert hits / n == pytest.approx(0.8, abs=0.04)
 
 
