@@ -15,8 +15,9 @@ EXPECTED = (
     ("static", "dense", "sparse training gives up accuracy: Evci et al., arXiv 1911.11134, figure 2"),
 )
 NOTE = (
-    "Difference of retention, stronger minus weaker, paired by seed and pooled over the tasks of a level, with its "
-    "95 % interval. Within the interval: the means are the other way round, and the interval leaves the order open."
+    "Difference of retention, stronger minus weaker, paired by seed, mean over the tasks of a level, with its 95 % "
+    "interval. Within the interval: the means are the other way round, and the interval leaves the order open. "
+    "Each row stands for itself: of 40 pairs without a difference, about one is said not to hold."
 )
 
 
