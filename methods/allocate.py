@@ -175,19 +175,32 @@ def start(layers: Sequence[Layer], densities: Mapping[str, float], rng: torch.Ge
 
     The scale keeps the variance of activations that the dense initialisation was made for; "dense" leaves the weights
     as they are. ValueError for another `init`.
-    Reference: Evci et al., arXiv 2010.03533 (sparse initialisation).
+    Reference: Evci et al., arXiv 1911.11134, whose code (`layer_scaled_init` of rigl_tf2/init_utils.py) scales by the
+        density of the Layer, as here; that of arXiv 2010.03533 is `unit_scaled_init`: by that of each neuron.
     """
     number = counts(layers, densities)
-    begin_sparse(layers, [random_mask(layer.shape, number[layer.name], rng) for layer in layers], init)
+    begin_sparse(layers, [random_mask(layer.shape, number[layer.name], rng) for layer in layers], init, random=True)
 
 
-def begin_sparse(layers: Sequence[Layer], masks: Sequence[Tensor], init: str) -> None:
-    """Make `masks` the Layers' first; `init` as in `start`."""
+def begin_sparse(layers: Sequence[Layer], masks: Sequence[Tensor], init: str, *, random: bool = False) -> None:
+    """Make `masks` the Layers' first; `init="sparse"` scales weights until those read have the squares that all had.
+
+    Of `random` masks that is the density, as in `start`; of others, whose weights were chosen by what they are, it is
+    measured: the largest tenth holds far more than a tenth of the squares.
+    """
     choose("init", init, INITS)
     for layer, mask in zip(layers, masks, strict=True):
+        squares = layer.weight.square()
         layer.activate(mask)
         if init == "sparse":
-            layer.assign(layer.weight / math.sqrt(layer.density))
+            share = layer.density if random else held(squares, layer)
+            layer.assign(layer.weight / math.sqrt(share))
+
+
+def held(squares: Tensor, layer: Layer) -> float:
+    """The share of `squares` that a pass reads; 1 where that is nothing, as of weights that start at zero."""
+    read = float(squares.sum() if layer.forward_mask is None else squares[layer.forward_mask].sum())
+    return read / float(squares.sum()) if read else 1.0
 
 
 def cut(layers: Sequence[Layer], scores: Sequence[Tensor], count: int) -> None:

@@ -51,6 +51,7 @@ class MEST(Static):
     name: ClassVar[str] = "mest"
     family: ClassVar[str] = "dynamic"
     citation: ClassVar[str] = "Yuan et al., NeurIPS 2021, arXiv 2110.14032"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

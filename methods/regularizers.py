@@ -95,4 +95,4 @@ def sparse_start(
     number = counts(units, densities)
     drawn = [random_mask(unit.shape, number[unit.name], rng) for unit in units]
     spread = [groups.spread_dense(layer, mask, rule.groups) for layer, mask in zip(layers, drawn, strict=True)]
-    begin_sparse(layers, spread, init)
+    begin_sparse(layers, spread, init, random=True)

@@ -134,7 +134,7 @@ class SRigL(RigL):
         fan_in = fan_ins(self.layers, allocate(self.allocation, self.layers, 1 - self.sparsity))
         drawn = [torch.rand(layer.shape, generator=self.rng).flatten(1) for layer in self.layers]
         masks = [leading(s, fan_in[y.name]).view(y.shape) for s, y in zip(drawn, self.layers, strict=True)]
-        begin_sparse(self.layers, masks, self.init)
+        begin_sparse(self.layers, masks, self.init, random=True)
         self.memory["budgets"] = torch.tensor([layer.nnz() for layer in self.layers])
 
     def begin(self, t: int) -> None:

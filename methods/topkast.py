@@ -22,7 +22,8 @@ class TopKAST(Method):
     off B keep their values, bit for bit, and may come back. An L2 penalty takes the place of weight decay: `penalty` on
     A, and over the density of the Layer on the rest of B, so that what no pass reads must earn its place. After the
     share `explore` of the run B shrinks to A for good. `init` "sparse" scales all initial weights of a Layer, read or
-    not, by 1/sqrt(density); "dense" leaves them as they are. What the run leaves unread is no part of the model.
+    not, until the squares of A sum to what those of the whole Layer did; "dense" leaves them as they are. What the run
+    leaves unread is no part of the model.
     Passes: every pass reads A and computes the gradient on B.
     FLOPs: f_A forward, f_A for the gradient to the inputs, f_B for that of the weights; counted the same here. Drawing
         the sets is charged neither by the paper nor here.
@@ -47,6 +48,7 @@ class TopKAST(Method):
     name: ClassVar[str] = "topkast"
     family: ClassVar[str] = "dynamic"
     citation: ClassVar[str] = "Jayakumar et al., NeurIPS 2020, arXiv 2106.03517"
+    version: ClassVar[int] = 2
     keeps: ClassVar[dict[str, str]] = {"weight": "the values of all weights off B, from which A and B are drawn"}
     grown: ClassVar[str] = "at its own value: moved unread on B, untouched off it"
 

@@ -15,6 +15,7 @@ from torch import nn
 from dstbench.methods.allocate import (
     ALLOCATIONS,
     allocate,
+    begin_sparse,
     counts,
     erk,
     fitted,
@@ -295,3 +296,25 @@ def test_start_scales_kept_weights_and_nothing_else(init: str, kernel: str) -> N
         assert layer.forward_mask is layer.grad_mask and layer.nnz() == counts(model.layers, wanted)[layer.name]
         scale = 1 / math.sqrt(layer.nnz() / layer.numel) if init == "sparse" else 1.0
         torch.testing.assert_close(layer.weight, torch.where(layer.forward_mask, old * scale, 0.0))
+
+
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+def test_what_was_chosen_by_size_is_scaled_by_the_squares_it_holds(kernel: str) -> None:
+    """Of (3, 4, 0, 12), whose squares sum to 13^2, the 12 becomes 13; a random mask would make it 24."""
+    for values, kept, init, wanted in (
+        ([3.0, 4.0, 0.0, 12.0], 3, "sparse", 13.0),
+        ([3.0, 4.0, 0.0, 12.0], 3, "dense", 12.0),
+        ([3.0, 4.0, 0.0, -12.0], 1, "sparse", 13.0),
+        ([3.0, 4.0, 0.0, 12.0], 2, "sparse", 0.0),
+        ([0.0, 0.0, 0.0, 0.0], 2, "sparse", 0.0),
+    ):
+        net = nn.Linear(4, 1)
+        with torch.no_grad():
+            net.weight.copy_(torch.tensor([values]))
+        model = SparseModel(net, torch.zeros(1, 4), kernel=kernel)
+        mask = torch.arange(4) == kept
+        begin_sparse(model.layers, [mask[None]], init)
+        torch.testing.assert_close(model.layers[0].weight, torch.where(mask, wanted, 0.0)[None])
+        begin_sparse(model.layers, [mask[None]], "dense", random=True)
+        begin_sparse(model.layers, [mask[None]], "sparse", random=True)
+        torch.testing.assert_close(model.layers[0].weight, torch.where(mask, 2 * wanted, 0.0)[None])

@@ -92,10 +92,9 @@ def test_the_first_masks_are_the_largest_initial_weights_and_what_the_first_upda
         dense = [p.detach().numpy() for n, p in net.named_parameters() if p.dim() > 1]
         for layer, w, n in zip(model.layers, dense, targets(0.75), strict=True):
             keep, full = n - round(method.mutation * n), n + round(method.soft * n)
-            largest = np.zeros(w.size, dtype=bool)
-            largest[np.argsort(-np.abs(w).ravel(), kind="stable")[:keep]] = True
-            largest = largest.reshape(w.shape)
-            scale = np.sqrt(w.size / n) if init == "sparse" else 1.0
+            order = np.argsort(-np.abs(w).ravel(), kind="stable")
+            largest = np.isin(np.arange(w.size), order[:keep]).reshape(w.shape)
+            scale = np.sqrt((w**2).sum() / (w.ravel()[order[:n]] ** 2).sum()) if init == "sparse" else 1.0
             np.testing.assert_allclose(layer.weight.numpy(), np.where(largest, w * scale, 0.0), rtol=1e-12)
             assert layer.nnz() == full and layer.forward_mask.numpy()[largest].all()
 
