@@ -23,10 +23,12 @@ STARTS = ("at zero", "at its own value", "one step off zero")  # how `Method.gro
 class Gradients(Protocol):
     """Calibration gradients, summed over `batches` batches: dense tensors in the order of `method.layers`.
 
-    The outputs of the network are divided by `temperature` before the loss.
+    The outputs of the network are divided by `temperature` before the loss; `train` is the mode of the network.
     """
 
-    def __call__(self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0) -> list[Tensor]: ...
+    def __call__(
+        self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0, train: bool = True
+    ) -> list[Tensor]: ...
 
 
 @dataclass

@@ -151,8 +151,11 @@ class Training:
         dtype = DTYPES.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def gradients(self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0) -> list[Tensor]:
+    def gradients(
+        self, batches: int = 1, create_graph: bool = False, temperature: float = 1.0, train: bool = True
+    ) -> list[Tensor]:
         """Gradients of the loss to all Layers, summed over calibration batches; see `Gradients`."""
+        self.model.net.train(train)
         stream = self.task.batches("calibration", self.seed)
         parameters = [layer.parameter for layer in self.model.layers]
         total: list[Tensor] | None = None
@@ -164,6 +167,7 @@ class Training:
             total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
         if total is None:
             raise ValueError(f"gradients over {batches} batches: at least 1 is needed")
+        self.model.net.train()
         return total
 
     def evaluate(self, split: str) -> float:

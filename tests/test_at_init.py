@@ -127,6 +127,46 @@ def test_snip_is_the_derivative_to_a_multiplier_of_each_weight() -> None:
             assert float(score[at]) == pytest.approx(abs(losses[0] - losses[1]) / (2 * h), rel=1e-5, abs=1e-9)
 
 
+def normed() -> Given:
+    """Batch norm that changes what is scored: the second input is ten times the first, and far off zero."""
+    net = seeded(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    return Given(net=net, data=tuple((x * torch.tensor([1.0, 10.0, 1.0, 0.1]) + 2, y) for x, y in points(4, 3)))
+
+
+@pytest.mark.parametrize(("method", "default"), [(SNIP, "eval"), (GraSP, "train")])
+@pytest.mark.parametrize("mode", ["eval", "train", None])
+def test_scores_are_those_of_the_mode_in_plain_torch(method: type[SNIP], default: str, mode: str | None) -> None:
+    task, made = normed(), method(**({"mode": mode} if mode else {}))
+    net = copy.deepcopy(task.net).train((mode or default) == "train")
+    weights = [net[0].weight, net[3].weight]
+    temperature, grads = (made.temperature if isinstance(made, GraSP) else 1.0), []
+    for x, y in task.data:
+        loss = nn.functional.cross_entropy(net(x) / temperature, y)
+        grads.append(torch.autograd.grad(loss, weights, create_graph=True))
+    total = [a + b for a, b in zip(*grads, strict=True)]
+    if method is SNIP:
+        wanted = [(w * g).abs() for w, g in zip(weights, total, strict=True)]
+    else:
+        inner = sum((g.detach() * g).sum() for g in total)
+        wanted = [w * h for w, h in zip(weights, torch.autograd.grad(inner, weights), strict=True)]
+    training = Training(task, made)
+    before = copy.deepcopy(training.model.net[1].state_dict())
+    for found, score in zip(made.scores(training.gradients), wanted, strict=True):
+        torch.testing.assert_close(found, score.detach(), rtol=1e-9, atol=1e-15)
+    assert all(module.training for module in training.model.net.modules()), "training goes on in train mode"
+    moved = training.model.net[1].running_mean - before["running_mean"]
+    assert bool(moved.any()) == ((mode or default) == "train"), "only training mode moves the statistics"
+
+
+def test_the_modes_of_snip_keep_different_weights() -> None:
+    found = []
+    for mode in ("eval", "train"):
+        training = Training(normed(), SNIP(sparsity=0.7, mode=mode))
+        training.setup()
+        found.append(np.concatenate([m.ravel() for m in masks(training)]))
+    assert found[0].sum() == found[1].sum() == 13 and 3 < (found[0] & found[1]).sum() < 12
+
+
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("temperature", [1.0, 200.0])
 def test_grasp_against_a_finite_difference_hessian_in_numpy(kernel: str, temperature: float) -> None:
@@ -277,7 +317,7 @@ def test_the_start_is_the_initial_weights_scaled_or_not_and_masks_stay(blobs, ki
     training.setup()
     first = masks(training)
     for w, m, now in zip(before, first, arrays(training), strict=True):
-        scale = np.sqrt(m.mean()) if init == "sparse" else 1.0
+        scale = np.sqrt((w[m] ** 2).sum() / (w**2).sum()) if init == "sparse" else 1.0
         assert now == pytest.approx(np.where(m, w / scale, 0.0), rel=1e-6)
     training.run()
     assert all(map(np.array_equal, first, masks(training)))
@@ -314,6 +354,7 @@ def test_bad_fields() -> None:
     for kind, fields, text in (
         (SNIP, {"batches": 0}, "snip: batches is 0; give a value from 1"),
         (GraSP, {"batches": 0}, "grasp: batches is 0"),
+        (SNIP, {"mode": "valid"}, "snip: mode is 'valid'; choose one of eval, train"),
         (GraSP, {"temperature": 0.0}, "grasp: temperature is 0.0"),
         (SynFlow, {"iterations": 0}, "synflow: iterations is 0"),
         (SynFlow, {"init": "xavier"}, "synflow: init is 'xavier'; choose one of sparse, dense"),
