@@ -117,7 +117,7 @@ METHODS = (
     Entry("dessilbi", "dstbench.methods.split:DessiLBI", "bregman", DESSILBI),
     Entry("spred", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "oneshot"}),
     Entry("spred:gradual", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
-    Entry("srigl", "dstbench.methods.structured:SRigL", "structured", SRIGL),
+    Entry("srigl", "dstbench.methods.structured:SRigL", "structured", SRIGL, version=2),
     Entry("nm", "dstbench.methods.structured:NM", "structured", SR_STE),
     Entry("depgraph", "dstbench.methods.depgraph:DepGraph", "structured", DEPGRAPH),
     Entry("block_rigl", "dstbench.methods.blocks:BlockRigL", "structured", BLOCKS),

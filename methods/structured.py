@@ -99,9 +99,10 @@ class SRigL(RigL):
     """RigL whose active neurons (rows of a Linear, filters of a Conv2d) all have the same fan-in within a Layer.
 
     A weight is salient if it is among the largest of its Layer, as many as RigL keeps, or its gradient is, as many as
-    RigL grows. A neuron whose salient weights are fewer than the share `gamma` of the present fan-in, rounded down but
-    at least one, is ablated by an update and may come back in a later one; the others share the budget of the Layer,
-    the count it began with. The last Layer keeps all of its neurons, the others as many as can hold the budget.
+    RigL grows. A neuron whose salient weights are fewer than the share `gamma` of the fan-in with all neurons, rounded
+    down but at least one, is ablated by an update and may come back in a later one; the others share the budget of the
+    Layer, the count it began with, and keep their largest weights, again as many as RigL keeps, before they grow. The
+    last Layer keeps all of its neurons, the others as many as can hold the budget.
 
     Passes: as RigL.
     FLOPs: as RigL at the density of the mask, ablated neurons free: (3 f_S ΔT + 2 f_S + f_D)/(ΔT + 1) a step. Ours
@@ -121,6 +122,7 @@ class SRigL(RigL):
     name: ClassVar[str] = "srigl"
     family: ClassVar[str] = "structured"
     citation: ClassVar[str] = "Lasby et al., ICLR 2024, arXiv 2305.02299"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,13 +152,14 @@ class SRigL(RigL):
     def rewire(self, layer: Layer, moved: int, budget: int, spare: int) -> int:
         """One update of a Layer; returns how many weights are active now."""
         weight, growth = magnitude(layer).flatten(1), self.growth(layer).flatten(1)
-        kept = top(weight, layer.nnz() - moved)
-        salient = (kept | top(growth, moved)).sum(1)
-        strong = int((salient >= max(1, int(self.gamma * present_fan_in(layer)))).sum())
-        rows, full = weight.shape
+        (rows, full), keep = weight.shape, layer.nnz() - moved
+        salient = (top(weight, keep) | top(growth, moved)).sum(1)
+        strong = int((salient >= max(1, int(self.gamma * (budget // rows)))).sum())
         fewest = rows if layer is self.layers[-1] else max(strong, math.ceil(budget / full))
         active, fan_in = neurons(budget, spare, rows, fewest)
         alive = top(salient.double(), active)
+        weight = weight.masked_fill(~alive[:, None], -math.inf)
+        kept = top(weight, keep) & weight.isfinite()
         layer.activate(connect(weight, growth, kept, alive * fan_in).view(layer.shape))
         return active * fan_in
 

@@ -138,16 +138,19 @@ def test_budgets_hold_at_every_step(blobs, sparsity: float, gamma: float) -> Non
     assert training.book.dense_gradient_steps == len(range(2, 45, 2)), "at updates alone"
 
 
-def rewired(w, mask, g, moved: int, gamma: float, exempt: bool, active: int):
+def rewired(w, mask, g, moved: int, gamma: float, exempt: bool, active: int, budget: int):
     """SRigL's update, neuron by neuron: fewest to stay active, their fan-in, and the mask with `active` of them."""
     height, width = w.shape
-    budget, old = int(mask.sum()), int(mask.sum(1).max())
-    largest = best(np.where(mask, abs(w), -1.0).ravel(), budget - moved)
+    keep, old = int(mask.sum()) - moved, budget // height  # the fan-in that neurons have where none is ablated
+    largest = best(np.where(mask, abs(w), -1.0).ravel(), keep)
     salient = {divmod(i, width) for i in (*largest, *best(abs(g).ravel(), moved))}
     number = [len([i for r, i in salient if r == row]) for row in range(height)]
     strong = [row for row in range(height) if number[row] >= max(1, int(gamma * old))]
     fewest = height if exempt else max(len(strong), math.ceil(budget / width))
     fan_in, new = budget // fewest, np.zeros_like(mask)
+    living = np.isin(np.arange(height), best(number, active))[:, None]
+    again = best(np.where(mask & living, abs(w), -1.0).ravel(), keep)  # the largest anew, of neurons that are left
+    largest = [i for i in again if (mask & living).flat[i]]
     for row in best(number, active):
         kept = [i % width for i in largest if i // width == row][:fan_in]
         others = [i for i in best(abs(g[row]), width) if i not in kept]
@@ -159,9 +162,12 @@ def rewired(w, mask, g, moved: int, gamma: float, exempt: bool, active: int):
 def test_an_update_equals_the_loop_over_neurons(data, shape, gamma: float, exempt: bool) -> None:
     height, width = shape[0], math.prod(shape[1:])
     draw = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    mask = draw.random((height, width)).argsort(1) < data.draw(st.integers(1, width))
-    budget, spare = int(mask.sum()), data.draw(st.integers(-4, 4))
-    moved = int(data.draw(st.floats(0, 1)) * budget)
+    fan_in, alive = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
+    budget, spare = height * fan_in, data.draw(st.integers(-4, 4))
+    alive = height if exempt else max(alive, math.ceil(budget / width))
+    mask = draw.random((height, width)).argsort(1) < budget // alive
+    mask &= (draw.permutation(height) < alive)[:, None]
+    moved = int(data.draw(st.floats(0, 1)) * mask.sum())
     w = draw.integers(-3, 4, (height, width)) * mask / 2.0  # ties, and active weights that are zero
     g = draw.integers(-3, 4, (height, width)) * draw.choice([0.01, 1.0, 9.0], (height, 1))
     layer = Layer("fc", nn.Parameter(torch.from_numpy(w).view(shape)), positions=1, kernel=kernels.get("masked"))
@@ -170,11 +176,41 @@ def test_an_update_equals_the_loop_over_neurons(data, shape, gamma: float, exemp
     method.layers = [layer] if exempt else [layer, None]  # type: ignore[list-item]
     count = method.rewire(layer, moved, budget, spare)
     active = int(rows(layer).any(1).sum())
-    fewest, fan_in, new = rewired(w, mask, g, moved, gamma, exempt, active)
+    fewest, fan_in, new = rewired(w, mask, g, moved, gamma, exempt, active, budget)
     assert np.array_equal(rows(layer), new) and count == new.sum() == active * fan_in
     assert np.array_equal(layer.weight.flatten(1).numpy(), np.where(new & mask, w, 0.0))
     left = {a: abs(budget + spare - a * fan_in) for a in range(fewest, height + 1)}
     assert left[active] == min(left.values()) <= max(abs(spare), fan_in / 2), "what is passed on does not pile up"
+
+
+def updated(w: np.ndarray, g: np.ndarray, moved: int, budget: int, gamma: float) -> Layer:
+    """A Layer whose active weights are those of `w` that are not zero, after SRigL's update."""
+    layer = Layer("fc", nn.Parameter(torch.from_numpy(w)), positions=1, kernel=kernels.get("masked"))
+    layer.forward_mask, layer.parameter.grad = torch.from_numpy(w != 0), torch.from_numpy(g)
+    method = SRigL(gamma=gamma)
+    method.layers = [layer, None]  # type: ignore[list-item]
+    method.rewire(layer, moved, budget, 0)
+    return layer
+
+
+def test_the_threshold_is_a_share_of_the_fan_in_with_all_neurons() -> None:
+    """Four rows began with fan-in 3, three have 4: gamma 0.75 asks for int(2.25) salient weights, not for 3."""
+    w, g = np.zeros((4, 12)), np.zeros((4, 12))
+    w[:3, :4] = (9, 8, 7, 1), (6, 5, 1, 1), (1, 1, 1, 1)
+    g[0] = 1
+    layer = updated(w, g, moved=7, budget=12, gamma=0.75)  # 9 to 5 stay: three in the first row, two in the second
+    assert rows(layer).sum(1).tolist() == [6, 6, 0, 0]
+
+
+def test_after_ablation_the_largest_weights_are_taken_anew() -> None:
+    """Of twelve weights 9, 8, 7, 6, 5, 4 stay; the third row has the 4 alone and goes: now the 3 of the first stays."""
+    w, g = np.zeros((4, 6)), np.zeros((4, 6))
+    w[:3, :4] = (9, 8, 7, 3), (6, 5, 0.1, 0.2), (4, 0.3, 0.4, 0.5)
+    g[:2, 4:], g[:2, 3] = 1, -2  # else the fourth weight of the second row would be the first to grow, and 3 to go
+    g[:2, :3] = 1
+    layer = updated(w, g, moved=6, budget=10, gamma=1.0)
+    assert layer.weight[:, :4].tolist() == [[9, 8, 7, 3], [6, 5, 0.1, 0.2], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert rows(layer).sum(1).tolist() == [5, 5, 0, 0]
 
 
 @KERNELS
