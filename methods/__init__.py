@@ -125,7 +125,7 @@ METHODS = (
     Entry("block_rigl:4", "dstbench.methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 4}),
     Entry("linbreg:block8", "dstbench.methods.bregman:LinBreg", "structured", BREGMAN, presets=BLOCKS8),
     Entry("ml_linbreg:block8", "dstbench.methods.bregman:MLLinBreg", "structured", MULTILEVEL, presets=BLOCKS8),
-    Entry("s2vite", "dstbench.methods.svite:S2ViTE", "structured", SVITE),
+    Entry("s2vite", "dstbench.methods.svite:S2ViTE", "structured", SVITE, version=2),
     Entry("sign_in", "dstbench.methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "static"}),
     Entry("sign_in:rigl", "dstbench.methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "rigl"}),
     Entry("sign_in:acdc", "dstbench.methods.factors:SignIn", "wrapper", SIGN_IN, presets={"on": "acdc"}),

@@ -103,6 +103,10 @@ def test_it_skips_with_a_reason() -> None:
     assert S2ViTE(sparsity=most).skip(task()) is None
     with pytest.raises(ValueError, match="run at that"):
         begun(0.95)
+    with pytest.raises(ValueError, match="regrow is 'rows'; choose one of output, columns"):
+        S2ViTE(sparsity=0.5, regrow="rows")
+    compiled = replace(task(), recipe=replace(task().recipe, compile=True))
+    assert "hooks" in S2ViTE(sparsity=0.5).skip(compiled) and not S2ViTE(sparsity=0.5, regrow="columns").skip(compiled)
     with pytest.raises(TypeError, match="after_step"):
         S2ViTE(sparsity=0.5, after_step=True)
     for field, value in (("alpha", 1.5), ("floor", 0.9), ("stop", -1.0)):
@@ -160,14 +164,65 @@ def test_the_taylor_score_of_heads_is_that_of_their_activations() -> None:
         assert bool(on.any()) and float(found[on].min()) > 0
 
 
-def expected(weights, grads, masks, block: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Heads and neurons after an update, in NumPy, from the weights of the pass, before the optimiser's step."""
+@KERNELS
+@pytest.mark.parametrize("outer", ["timm", "torch"])
+def test_heads_grow_by_the_gradient_of_what_they_hand_on_in_plain_torch(outer: str, kernel: str) -> None:
+    """As `Attention._score` of the authors' code, a hook on A, in a network whose output matrices are whole.
+
+    The rule has no branch on a head that is off: it hands on zero.
+    """
+    training, rng = begun(0.6, kernel, alpha=0.3), torch.Generator().manual_seed(0)
+    net, width, path = training.model.net, WIDTH, "attn.proj"
+    task_, method, model = training.task, training.method, training.model
+    x, y = next(task_.batches("train", 0))
+    if outer == "torch":  # which reads the matrix of its output without a call of the module
+        width, path = 16, "self_attn.out_proj"
+        layer = nn.TransformerEncoderLayer(width, 4, 40, dropout=0.0, batch_first=True)
+        net, method = nn.TransformerEncoder(layer, 2), S2ViTE(sparsity=0.5)
+        model = SparseModel(net, torch.zeros(2, 5, width), kernel=kernel)
+        method.attach(model, task_.recipe, seed=0)
+        method.setup(lambda batches=1, create_graph=False, temperature=1.0: [])
+        x, y = torch.randn(6, 5, width, generator=rng), torch.randn(6, 5, width, generator=rng)
+    net.train()
+    whole = {part: model[part.output].weight.clone() for part in parts(model)[0]}
+    method.begin(method.recipe.period)
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):
+        def hook(module: nn.Module, args: object, result: object) -> None:
+            outputs[name] = result[0] if isinstance(result, tuple) else result
+            outputs[name].retain_grad()
+
+        return hook
+
+    for part in whole:
+        name = part.output if outer == "timm" else part.output.removesuffix(".out_proj")
+        net.get_submodule(name).register_forward_hook(keep(part.output))
+    found = model(x)
+    (nn.functional.cross_entropy(found, y) if outer == "timm" else (found - y).square().mean()).backward()
+    for ear in method.ears:
+        handed = torch.zeros(len(x), 5, 4, width // 4, requires_grad=True)  # (batch, tokens, heads, entries)
+        weight, seen = whole[ear.part], []
+        handed.register_hook(lambda grad, seen=seen: seen.append(grad.norm(dim=(1, 3), p=1).mean(dim=0)))
+        nn.functional.linear(handed.flatten(2), weight).backward(outputs[ear.part.output].grad)
+        torch.testing.assert_close(ear.close() / len(x), seen[0], rtol=1e-4, atol=1e-9)
+        off = ~model[ear.part.output].forward_mask[0].view(4, -1)[:, 0]
+        assert bool(off.any()) and float(seen[0][off].min()) > 0, "heads that are off do have a gradient"
+    places = len(x) * 5 * width * width
+    assert method.charged == 2 * places * len(whole) and path in next(iter(outputs))
+
+
+def expected(weights, grads, masks, block: str, fraction: float, slope) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and neurons after an update, in NumPy, from the weights of the pass, before the optimiser's step.
+
+    `slope` has the gradient of the attention's output, a row for each sample and token.
+    """
     out_w, out_g = (x[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1) for x in (weights, grads))
     fc1, fc2, fc2_g = weights[f"{block}.mlp.fc1"], weights[f"{block}.mlp.fc2"], grads[f"{block}.mlp.fc2"]
     heads = masks[f"{block}.attn.proj"].reshape(WIDTH, HEADS, -1)[0, :, 0]
     neurons = masks[f"{block}.mlp.fc2"][0]
     cases = (
-        (heads, np.abs((out_w * out_g).sum((0, 2))), np.abs(out_g).sum((0, 2))),
+        (heads, np.abs((out_w * out_g).sum((0, 2))), np.abs(np.tensordot(slope, out_w, 1)).sum((0, 2))),
         (neurons, np.abs(fc1).sum(1) + np.abs(fc2).sum(0), np.abs(fc2_g).sum(0)),
     )
     found = []
@@ -187,6 +242,16 @@ def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
     method, model, seen = training.method, training.model, 0
     update, step = method.update, method.optimizer.step
     stepped: dict[str, np.ndarray] = {}
+    slopes: dict[str, np.ndarray] = {}
+
+    def listen(block: str):
+        def kept(grad: torch.Tensor) -> None:
+            slopes[block] = grad.flatten(0, 1).numpy()
+
+        return lambda module, args, result: result.requires_grad and result.register_hook(kept) and None
+
+    for block in BLOCKS:
+        model.net.get_submodule(f"{block}.attn.proj").register_forward_hook(listen(block))
 
     def watched() -> None:
         step()
@@ -199,7 +264,7 @@ def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
         grads = {n: y.grad.numpy().copy() for n, y in names.items()}
         masks = {n: names[n].forward_mask.numpy().copy() for n in MASKED if n.endswith(("proj", "fc2"))}
         fraction = 0.005 + 0.495 * (1 + math.cos(math.pi * t / (0.8 * 48))) / 2
-        wanted = {block: expected(weights, grads, masks, block, fraction) for block in BLOCKS}
+        wanted = {block: expected(weights, grads, masks, block, fraction, slopes[block]) for block in BLOCKS}
         update(t)
         for block in BLOCKS:
             for ours, theirs in zip(alive(training, block), wanted[block], strict=True):
@@ -208,8 +273,12 @@ def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
         for name, layer in names.items():
             on = layer.forward_mask if layer.forward_mask is not None else torch.ones(layer.shape, dtype=torch.bool)
             assert np.array_equal(layer.weight.numpy()[on.numpy()], stepped[name][on.numpy()]), "values stay"
-            if name.endswith(("attn.proj", "fc2")):
-                assert not layer.weight[~on].any(), "columns of units that are off are zero"
+            if name.endswith("fc2"):
+                assert not layer.weight[~on].any(), "columns of neurons that are off are zero"
+            if "attn" in name:
+                assert np.array_equal(layer.weight.numpy()[~on.numpy()], stepped[name][~on.numpy()])
+                off = ~on.numpy() & (masks[name] == 0 if name in masks else False)
+                assert np.array_equal(layer.weight.numpy()[off], weights[name][off]), "heads that are off wait"
 
     method.optimizer.step, method.update = watched, compared
     training.run()
@@ -223,7 +292,8 @@ def test_an_update_reads_all_rows_without_changing_what_is_computed() -> None:
     with torch.no_grad():
         before = model(batch[0]).clone()
         training.method.begin(training.recipe.period)
-        assert all(model[name].forward_mask is None for part in units(model) for name in part.inputs)
+        assert all(model[name].forward_mask is None for part in parts(model)[1] for name in part.inputs)
+        assert all(model[name].forward_mask is not None for part in parts(model)[0] for name in part.inputs)
         torch.testing.assert_close(model(batch[0]), before, rtol=1e-5, atol=1e-6)
 
 
@@ -241,8 +311,9 @@ def test_rows_come_back_as_they_were_and_columns_learn_at_once() -> None:
 # ---- the suite's side ------------------------------------------------------------------------------------------------
 
 
-def test_flops_of_a_pass_by_hand() -> None:
-    training = begun()
+@pytest.mark.parametrize("regrow", ["output", "columns"])
+def test_flops_of_a_pass_by_hand(regrow: str) -> None:
+    training = begun(regrow=regrow)
     model, active = training.model, sum(y.nnz() for y in training.model.layers)
     patches = WIDTH * 16 * 4  # four patches, and then five tokens
 
@@ -255,9 +326,10 @@ def test_flops_of_a_pass_by_hand() -> None:
     rest = model.cost().papers - cost(blocks, blocks)
     assert rest == pytest.approx(0)
     training.method.begin(training.recipe.period)
-    rows = sum(model[n].numel - model[n].nnz("grad") for part in units(model) for n in part.inputs)
-    cols = sum(model[part.output].numel - model[part.output].nnz() for part in units(model))
-    assert rows + cols == dense - blocks
+    looked = units(model) if regrow == "columns" else parts(model)[1]
+    rows = sum(model[n].numel - model[n].nnz("grad") for part in looked for n in part.inputs)
+    cols = sum(model[part.output].numel - model[part.output].nnz() for part in looked)
+    assert (rows + cols == dense - blocks) == (regrow == "columns")
     assert model.cost().papers == pytest.approx(cost(blocks + rows, blocks + cols))
 
 
@@ -273,7 +345,8 @@ def test_nothing_is_left_of_units_that_are_off() -> None:
 @KERNELS
 @pytest.mark.parametrize("stop", [4, 9])
 def test_resuming_is_bit_exact(kernel: str, stop: int) -> None:
-    same_after_resume(task(24), lambda: S2ViTE(sparsity=0.6), stop, kernel)
+    for regrow in ("output", "columns"):
+        same_after_resume(task(24), lambda regrow=regrow: S2ViTE(sparsity=0.6, regrow=regrow), stop, kernel)
 
 
 def test_torchs_encoder_has_heads_too() -> None:
