@@ -90,6 +90,9 @@ class RigL(SET):
         in the code, so ERK gives them one density.
     Ambiguous: the code updates at step 0 already and breaks ties by noise: here the first update is at `period`, and
         among ties the first in memory wins. A dropped weight loses its momentum; the authors' code does not clear it.
+        There an update does not advance the count of steps, so that the optimiser takes all of the budget's; here it
+        takes the place of one, and the budget counts both: 93 of 100 at a period of 10. At 99 % the authors keep the
+        first layer dense; here ERK decides, or the task.
     Reference: Evci et al., arXiv 1911.11134, algorithm 1.
     """
 

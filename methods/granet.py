@@ -31,6 +31,7 @@ class GraNet(RigL):
         CIFAR, 4000 on ImageNet) and `init` from this suite's fairness rules.
     Ambiguous: as in the code the optimiser steps first, then comes the update (`after_step`). The code's curve ends one
         update short of the target; here it ends on it. Masks in the code are Bernoulli draws; here counts are exact.
+        The code does not rewire before its pruning begins; here updates come from the first period on.
     Reference: Liu et al., arXiv 2106.10404, section 4.
     """
 

@@ -30,7 +30,9 @@ class GSE(SET):
         its code; `stop`, `period`, `init` and erk as for this suite's other dynamic methods.
     Ambiguous: the paper's distributions GraBo and GraEst draw by activations and gradients of neurons, which methods
         are not given here: left out. Its cost is linear in the active weights; here a random number is drawn for every
-        weight of a Layer. In the code a step is taken as well: that is `after_step`.
+        weight of a Layer. In the code a step is taken as well: that is `after_step`. It draws with replacement, from
+        all positions, active ones too, and takes the gradient on samples drawn for that, 10 a class; here as many as
+        `subset` says are drawn, off the mask and each once, and the gradient is that of the step's batch.
     Reference: Heddes et al., arXiv 2401.06898, algorithm 1, and its code.
     """
 

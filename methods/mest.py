@@ -40,6 +40,8 @@ class MEST(Static):
         zero for inactive and prunes ties together; here a grown weight is active at once, and counts are exact. Its
         densities are uniform with the first and the last layer dense; here the task says which layers are, and uniform
         densities over all of them starve small layers (`allocation` "uniform" gives them).
+        It never clears momentum off the mask, and its |g| is zero by the time it is read, so that `lam_grad` does
+        nothing there; here it does.
     Reference: Yuan et al., arXiv 2110.14032, section 3.
     """
 

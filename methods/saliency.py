@@ -32,8 +32,10 @@ class Wanda(OneShot):
     Passes: as OneShot.
     FLOPs: as OneShot; the norms, two operations an input, are charged neither by the paper nor here.
     Defaults: OneShot's. The paper prunes trained language models, by 128 sequences, without training on.
-    Ambiguous: convolutions are not in the paper. Where counts do not divide, the fan-ins of single Layers move by one
-        connection, as few as bring the sum within half the rows of the narrowest Layer.
+    Ambiguous: the code for language models feeds each block with the output of the pruned block before it; here all
+        inputs are the dense network's, as in its code for image classifiers. Convolutions are not in the paper. Where
+        counts do not divide, the fan-ins of single Layers move by one connection, as few as bring the sum within half
+        the rows of the narrowest Layer.
     Reference: Sun et al., arXiv 2306.11695, equation 1.
     """
 

@@ -31,10 +31,11 @@ class STR(Method):
     Passes: every pass reads the mask and computes the gradient on it alone.
     FLOPs: the paper reports inference alone. A step needs no more than 3 f_S, the count here, f_S that of the step: off
         the mask neither w nor s has a gradient. The authors' code computes dense gradients all the same.
-    Defaults: `s_init` is the highest of the paper's (-5 to -12 500; -3200 for 90.23 %). Under "quantile" it hardly
-        matters: only differences between Layers' s do, and its gradient depends on the threshold. Under "free" it
-        decides: from -3200 weight decay takes longer than the runs of this suite to bring s near 0, and they stay
-        dense. Weight decay is the recipe's, as for all methods; `start` and `stop` are those of `magnitude`.
+    Defaults: `s_init` is the highest of the paper's (-5 to -12 500; -3200 for 90.23 %; its MobileNet's is -12 800 in
+        the code). Under "quantile" it hardly matters: only differences between Layers' s do, and its gradient depends
+        on the threshold. Under "free" it decides: from -3200 weight decay takes longer than the runs of this suite to
+        bring s near 0, and they stay dense. Weight decay is the recipe's, as for all methods; `start` and `stop` are
+        those of `magnitude`.
     Ambiguous: "quantile" has no counterpart in the paper, which has no target; c is a constant in the gradients. Every
         Layer keeps its largest weight; that weight, and ties with c, may be read as 0: they count as active, also in
         the gradients of w and s. Under "free" a Layer can lose all weights.
