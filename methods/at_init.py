@@ -56,7 +56,7 @@ class SNIP(AtInit):
     Passes: before step 0 `batches` dense ones; then all read the mask and compute the gradient on it.
     FLOPs: 3 f_S a step, scoring left out; our count books it as setup, `batches` dense steps.
     Defaults: `batches` 2 are 100 images on the digits tasks, about 10 a class, as in Synaptic-Flow's code (the paper
-        scores one batch of its training); `init` is this suite's fairness rule.
+        scores one batch of its training); `init` by valid (docs/tuning.md).
     Ambiguous: the paper does not rescale kept weights ("dense"); we do, as for every method that starts sparse. It lets
         a layer vanish; we keep one weight. It leaves the mode of batch norm open: `mode` is that of the
         authors' code and of Synaptic-Flow's. The authors' code scores one batch and trains on a draw apart from it.
@@ -95,11 +95,10 @@ class GraSP(SNIP):
     FLOPs: 3 f_S a step, scoring left out; our count books it as setup, about 3 `batches` dense steps.
     Defaults: `temperature` 200 from the reference code; `batches` as in SNIP; `init` "dense", as published;
         `mode` that of the authors' code (Synaptic-Flow's scores in evaluation mode).
-    Ambiguous: the paper does not rescale kept weights, and neither do we by default: the factor is made for random
-        masks, these keep the gradient large already, and on digits/mlp it overshoots (accuracy 55-80 % instead of 95 %
-        at 90 % sparsity). The code computes g twice, to spare memory; we
-        differentiate one graph of all `batches`, as in algorithm 2. We leave out what the code adds to the paper: a
-        new classifier by Xavier's rule before scoring.
+    Ambiguous: the paper does not rescale kept weights, and neither do we by default: to rescale them costs 53 points on
+        digits/mlp at 95 % sparsity (docs/tuning.md). The code computes g twice, to spare memory; we differentiate one
+        graph of all `batches`, as in algorithm 2. We leave out what the code adds to the paper: a new classifier by
+        Xavier's rule before scoring.
     Reference: Wang et al., arXiv 2002.07376, equation 8, algorithms 1 and 2.
     """
 
@@ -136,7 +135,7 @@ class SynFlow(AtInit):
     Passes: before step 0 `iterations` of one sample; then all read the mask and compute the gradient on it.
     FLOPs: 3 f_S a step, scoring left out; our count books it as setup, `iterations` dense passes of one sample (zeros
         of earlier rounds are multiplied as well).
-    Defaults: `iterations` 100 and the schedule from the paper and its code; `init` is this suite's fairness rule.
+    Defaults: `iterations` 100 and the schedule from the paper and its code; `init` by valid (docs/tuning.md).
     Ambiguous: the paper does not rescale kept weights ("dense"). Its theory has no biases, norms or attention: as in
         its code they stay, with absolute parameters, and scores too are absolute. A layer beside
         others, such as a shortcut, may vanish there; we keep one weight.

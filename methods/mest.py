@@ -33,7 +33,7 @@ class MEST(Static):
     FLOPs: 3 f_S a step at the density of that step, soft bound included.
     Defaults: `mutation` 0.2 of the active weights (2 % of all at 90 % sparsity), `soft` 0.5 of the preset em_s
         (densities .15, .125, .10 at 90 %), their steps and `lam_grad` 0 from the authors' code; `period` (theirs is 5
-        epochs), `init` and erk as for this suite's other dynamic methods.
+        epochs) and erk as for this suite's other dynamic methods; `init` by valid (docs/tuning.md).
     Ambiguous: the README gives densities .12, .11, .10 to EM&S, the scripts those above. The code updates at the first
         batch of an epoch, epoch 0 included, and steps as well: here an update follows the optimiser's step, the first
         one is part of `setup`, after random initial weights were pruned by magnitude. The code takes weights that are
@@ -45,6 +45,7 @@ class MEST(Static):
     Reference: Yuan et al., arXiv 2110.14032, section 3.
     """
 
+    init: str = "dense"
     period: int = 0
     mutation: float = 0.2
     soft: float = 0.0
