@@ -43,6 +43,7 @@ DEPGRAPH = "Fang et al., CVPR 2023, arXiv 2301.12900"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 CHTS = {"score": "ch2_l3n", "soft": True, "overlap": 1.0}
+WHOLE = {"start_density": 1.0}
 LAYER = {"scope": "layer"}
 BLOCKS8 = {"regularizer": "block8", **LAYER}
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -67,13 +68,13 @@ METHODS = (
     Entry("woodfisher", "dstbench.methods.saliency:WoodFisher", "dense-to-sparse", WOODFISHER),
     Entry("ste", "dstbench.methods.straight_through:STE", "dense-to-sparse", STE),
     Entry("str", "dstbench.methods.str:STR", "dense-to-sparse", STR),
-    Entry("granet", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET),
-    Entry("granet:dense", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, presets={"start_density": 1.0}),
+    Entry("granet", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, version=2),
+    Entry("granet:dense", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, version=2, presets=WHOLE),
     Entry("set", "dstbench.methods.dynamic:SET", "dynamic", SET),
-    Entry("set:itop", "dstbench.methods.dynamic:SET", "dynamic", SET, presets=ITOP),
+    Entry("set:itop", "dstbench.methods.dynamic:SET", "dynamic", SET, version=2, presets=ITOP),
     Entry("rigl", "dstbench.methods.dynamic:RigL", "dynamic", RIGL),
-    Entry("rigl:itop", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
-    Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={**ITOP, "stop": 0.8}),
+    Entry("rigl:itop", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets=ITOP),
+    Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets={**ITOP, "stop": 0.8}),
     Entry("rigl:ml_linbreg", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
     Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS),
     Entry("mest", "dstbench.methods.mest:MEST", "dynamic", MEST),
@@ -85,7 +86,7 @@ METHODS = (
     Entry("cht", "dstbench.methods.cht:CHT", "dynamic", CHT),
     Entry("cht:s", "dstbench.methods.cht:CHT", "dynamic", CHT, presets=CHTS),
     Entry("cht:ss", "dstbench.methods.cht:CHT", "dynamic", CHT, presets={**CHTS, "start_density": 0.5}),
-    Entry("chase", "dstbench.methods.chase:Chase", "dynamic", CHASE),
+    Entry("chase", "dstbench.methods.chase:Chase", "dynamic", CHASE, version=2),
     Entry("acdc", "dstbench.methods.acdc:ACDC", "dynamic", ACDC),
     Entry("prox_sgd", "dstbench.methods.controls:ProxSGD", "control", BREGMAN),
     Entry("masked_sgd", "dstbench.methods.controls:MaskedSGD", "control", MULTILEVEL),
