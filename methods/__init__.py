@@ -76,7 +76,7 @@ METHODS = (
     Entry("rigl:itop", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets=ITOP),
     Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets={**ITOP, "stop": 0.8}),
     Entry("rigl:ml_linbreg", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
-    Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS),
+    Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS, version=2),
     Entry("mest", "dstbench.methods.mest:MEST", "dynamic", MEST),
     Entry("mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, presets={"soft": 0.5, "mutation": 0.0}),
     Entry("topkast", "dstbench.methods.topkast:TopKAST", "dynamic", TOPKAST),
