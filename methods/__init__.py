@@ -44,6 +44,7 @@ SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 CHTS = {"score": "ch2_l3n", "soft": True, "overlap": 1.0}
 WHOLE = {"start_density": 1.0}
+SOFT = {"soft": 0.05, "mutation": 0.0}
 LAYER = {"scope": "layer"}
 BLOCKS8 = {"regularizer": "block8", **LAYER}
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -77,8 +78,8 @@ METHODS = (
     Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets={**ITOP, "stop": 0.8}),
     Entry("rigl:ml_linbreg", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
     Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS, version=2),
-    Entry("mest", "dstbench.methods.mest:MEST", "dynamic", MEST),
-    Entry("mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, presets={"soft": 0.5, "mutation": 0.0}),
+    Entry("mest", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2),
+    Entry("mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2, presets=SOFT),
     Entry("topkast", "dstbench.methods.topkast:TopKAST", "dynamic", TOPKAST),
     Entry("dsr", "dstbench.methods.dsr:DSR", "dynamic", DSR),
     Entry("deep_rewiring", "dstbench.methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R),
