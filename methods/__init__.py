@@ -82,7 +82,7 @@ METHODS = (
     Entry("mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2, presets=SOFT),
     Entry("topkast", "dstbench.methods.topkast:TopKAST", "dynamic", TOPKAST),
     Entry("dsr", "dstbench.methods.dsr:DSR", "dynamic", DSR),
-    Entry("deep_rewiring", "dstbench.methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R),
+    Entry("deep_rewiring", "dstbench.methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R, version=2),
     Entry("gse", "dstbench.methods.gse:GSE", "dynamic", GSE),
     Entry("cht", "dstbench.methods.cht:CHT", "dynamic", CHT),
     Entry("cht:s", "dstbench.methods.cht:CHT", "dynamic", CHT, presets=CHTS),
