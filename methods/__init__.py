@@ -114,7 +114,7 @@ METHODS = (
     ),
     Entry("ml_linbreg:layer", "dstbench.methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets=LAYER),
     Entry("rmda", "dstbench.methods.dual_averaging:RMDA", "bregman", RMDA),
-    Entry("dessilbi", "dstbench.methods.split:DessiLBI", "bregman", DESSILBI),
+    Entry("dessilbi", "dstbench.methods.split:DessiLBI", "bregman", DESSILBI, version=2),
     Entry("spred", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "oneshot"}),
     Entry("spred:gradual", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
     Entry("srigl", "dstbench.methods.structured:SRigL", "structured", SRIGL),
