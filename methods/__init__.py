@@ -43,6 +43,8 @@ DEPGRAPH = "Fang et al., CVPR 2023, arXiv 2301.12900"
 SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 CHTS = {"score": "ch2_l3n", "soft": True, "overlap": 1.0}
+WHOLE = {"start_density": 1.0}
+SOFT = {"soft": 0.05, "mutation": 0.0}
 LAYER = {"scope": "layer"}
 BLOCKS8 = {"regularizer": "block8", **LAYER}
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}
@@ -67,27 +69,25 @@ METHODS = (
     Entry("woodfisher", "dstbench.methods.saliency:WoodFisher", "dense-to-sparse", WOODFISHER),
     Entry("ste", "dstbench.methods.straight_through:STE", "dense-to-sparse", STE),
     Entry("str", "dstbench.methods.str:STR", "dense-to-sparse", STR),
-    Entry("granet", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET),
-    Entry("granet:dense", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, presets={"start_density": 1.0}),
+    Entry("granet", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, version=2),
+    Entry("granet:dense", "dstbench.methods.granet:GraNet", "dense-to-sparse", GRANET, version=2, presets=WHOLE),
     Entry("set", "dstbench.methods.dynamic:SET", "dynamic", SET),
-    Entry("set:itop", "dstbench.methods.dynamic:SET", "dynamic", SET, presets=ITOP),
+    Entry("set:itop", "dstbench.methods.dynamic:SET", "dynamic", SET, version=2, presets=ITOP),
     Entry("rigl", "dstbench.methods.dynamic:RigL", "dynamic", RIGL),
-    Entry("rigl:itop", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets=ITOP),
-    Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={**ITOP, "stop": 0.8}),
+    Entry("rigl:itop", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets=ITOP),
+    Entry("rigl:svite", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, version=2, presets={**ITOP, "stop": 0.8}),
     Entry("rigl:ml_linbreg", "dstbench.methods.dynamic:RigL", "dynamic", RIGL, presets={"stop": 1.0}),
-    Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS),
+    Entry("snfs", "dstbench.methods.snfs:SNFS", "dynamic", SNFS, version=2),
     Entry("mest", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2),
-    Entry(
-        "mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2, presets={"soft": 0.5, "mutation": 0.0}
-    ),
+    Entry("mest:em_s", "dstbench.methods.mest:MEST", "dynamic", MEST, version=2, presets=SOFT),
     Entry("topkast", "dstbench.methods.topkast:TopKAST", "dynamic", TOPKAST, version=2),
     Entry("dsr", "dstbench.methods.dsr:DSR", "dynamic", DSR),
-    Entry("deep_rewiring", "dstbench.methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R),
+    Entry("deep_rewiring", "dstbench.methods.deep_rewiring:DeepRewiring", "dynamic", DEEP_R, version=2),
     Entry("gse", "dstbench.methods.gse:GSE", "dynamic", GSE),
     Entry("cht", "dstbench.methods.cht:CHT", "dynamic", CHT),
     Entry("cht:s", "dstbench.methods.cht:CHT", "dynamic", CHT, presets=CHTS),
     Entry("cht:ss", "dstbench.methods.cht:CHT", "dynamic", CHT, presets={**CHTS, "start_density": 0.5}),
-    Entry("chase", "dstbench.methods.chase:Chase", "dynamic", CHASE),
+    Entry("chase", "dstbench.methods.chase:Chase", "dynamic", CHASE, version=2),
     Entry("acdc", "dstbench.methods.acdc:ACDC", "dynamic", ACDC),
     Entry("prox_sgd", "dstbench.methods.controls:ProxSGD", "control", BREGMAN),
     Entry("masked_sgd", "dstbench.methods.controls:MaskedSGD", "control", MULTILEVEL),
@@ -114,7 +114,7 @@ METHODS = (
     ),
     Entry("ml_linbreg:layer", "dstbench.methods.bregman:MLLinBreg", "bregman", MULTILEVEL, presets=LAYER),
     Entry("rmda", "dstbench.methods.dual_averaging:RMDA", "bregman", RMDA),
-    Entry("dessilbi", "dstbench.methods.split:DessiLBI", "bregman", DESSILBI),
+    Entry("dessilbi", "dstbench.methods.split:DessiLBI", "bregman", DESSILBI, version=2),
     Entry("spred", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "oneshot"}),
     Entry("spred:gradual", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
     Entry("srigl", "dstbench.methods.structured:SRigL", "structured", SRIGL, version=2),

@@ -52,10 +52,7 @@ class ACDC(Method):
         warm, last_dense, last = (
             min(round(share * steps), steps - 1) for share in (self.warmup, self.last_start, self.last)
         )
-        span = last_dense - warm
-        most = min(span / (self.phase * steps), span - 1)
-        number = 2 * int(max(most, 0) // 2) + 1
-        return [0, *(warm + round(i * span / number) for i in range(number)), last_dense, last]
+        return [0, *turns(warm, last_dense, self.phase * steps), last_dense, last]
 
     def dense(self, t: int) -> bool:
         """Whether step t is in a dense phase."""
@@ -70,3 +67,10 @@ class ACDC(Method):
         for layer in self.layers:
             layer.forward_mask = layer.grad_mask = None
         self.restart()
+
+
+def turns(begin: int, end: int, length: float) -> list[int]:
+    """The first steps of an odd number of equal phases, as near to `length` steps as that allows, of one at least."""
+    span = end - begin
+    number = 2 * int(max(min(span / length, span - 1), 0) // 2) + 1
+    return [begin + round(i * span / number) for i in range(number)]

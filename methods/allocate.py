@@ -209,12 +209,12 @@ def cut(layers: Sequence[Layer], scores: Sequence[Tensor], count: int) -> None:
         layer.activate(mask)
 
 
-def exchange(layer: Layer, keep: int, growth: Tensor, grow: int) -> None:
-    """Keep the `keep` weights of a Layer of largest magnitude, then activate the `grow` others of largest `growth`.
+def exchange(layer: Layer, moved: int, growth: Tensor) -> None:
+    """Drop the `moved` weights of a Layer of smallest magnitude, then activate as many of largest `growth`.
 
     Weights just dropped may grow again, and then keep value and state; others start at zero. The gradient, which was
     that of other masks, is dropped.
     """
-    kept = top(magnitude(layer), keep)
-    layer.activate(kept | top(growth.masked_fill(kept, -math.inf), grow))
+    kept = top(magnitude(layer), layer.nnz() - moved)
+    layer.activate(kept | top(growth.masked_fill(kept, -math.inf), moved))
     layer.zero_grad()

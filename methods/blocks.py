@@ -65,7 +65,7 @@ class BlockRigL(RigL):
             assert layer.forward_mask is not None, "masks are set in setup"
             active = groups.arranged(layer, layer.forward_mask, rule.groups).any(1)
             number = int(active.count_nonzero())
-            moved = int(self.fraction(t) * number)
+            moved = self.moved(t, number)
             kept = top(rule.score(layer, layer.weight).masked_fill(~active, -math.inf), number - moved)
             chosen = grow(kept, rule.score(layer, layer.grad), moved)
             layer.activate(groups.spread_dense(layer, chosen, rule.groups))

@@ -35,15 +35,16 @@ class Chase(RigL):
         bound, .02, and that we reproduce. Its "GPU-supported" FLOPs, of a network without the channels (.74, .67), we
         do not: a removed row costs nothing here, but what reads its channel is counted, and its bias and norm stay.
     Defaults: the code's for ResNet-50 on CIFAR-100: `bound` 0.05, `until` 130/160, `channels` and `minimum` 0.5 (0.4
-        and 0.2 on ImageNet), then `alpha` 0.5 and `floor` 0.005 to the end; `period` (theirs is 1000 steps), `init`
-        and erk for the first masks from this suite.
+        and 0.2 on ImageNet), then `alpha` 0.5 and `floor` 0.005 to the end; `period` (theirs is 1000 steps), `init` and
+        erk for the first masks from this suite.
     Ambiguous: the code removes channels inside residual blocks alone, with what reads them; here any Layer's but the
         last one's, rows alone, since methods do not know what reads a Layer. Channels that tie go by fewest weights.
         Channels go half a period before an exchange in the code; here with it, so that counts are exact, and as far as
-        the rest can hold them. Thresholds there let ties through; pruned weights grow again from zero, as here. The
-        bound is a share of all weights: at 98 % it is 2.5 times the target, and pruning that much at once over all
-        Layers can all but empty the classifier. On digits/resnet three seeds ended at .85, .25 and .30 there, and at
-        .85 to .88 with `bound` 0.01.
+        the rest can hold them. Thresholds there let ties through, and the weight at the threshold, so that a number
+        rounded up drops as many as here, rounded down; pruned weights grow again from zero, as here. The bound is a
+        share of all weights: at 98 % it is 2.5 times the target, and pruning that much at once over all Layers can all
+        but empty the classifier. On digits/resnet three seeds ended at .85, .25 and .30 there, and at .85 to .88 with
+        `bound` 0.01.
     Reference: Yin et al., arXiv 2305.19454, and its code.
     """
 
@@ -58,6 +59,7 @@ class Chase(RigL):
 
     name: ClassVar[str] = "chase"
     citation: ClassVar[str] = "Yin et al., NeurIPS 2023, arXiv 2305.19454"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,15 +67,15 @@ class Chase(RigL):
 
     @property
     def end(self) -> int:
-        """The step of the last channels that go, after which nothing grows beyond the target."""
-        return int(self.until * (self.recipe.steps - 1))
+        """After how many steps the last channels go; from then on nothing grows beyond the target."""
+        return int(self.until * (self.recipe.steps - 1)) + self.after_step
 
     def setup(self, gradients: Gradients) -> None:
         super().setup(gradients)
         self.memory["rows"] = torch.ones(sum(layer.shape[0] for layer in self.layers), dtype=torch.bool)
 
     def due(self, t: int) -> bool:
-        return t == self.end or super().due(t)
+        return t + self.after_step == self.end or super().due(t)
 
     def begin(self, t: int) -> None:
         if self.due(t):
@@ -81,15 +83,15 @@ class Chase(RigL):
                 layer.grad_mask = None  # any Layer may grow all that grows
 
     def update(self, t: int) -> None:
-        size = sum(layer.numel for layer in self.layers)
+        size, now = sum(layer.numel for layer in self.layers), t + self.after_step
         target = sum(counts(self.layers, uniform(self.layers, 1 - self.sparsity)).values())
-        total = min(size, target + round(schedules.cosine(t, self.bound, self.end) * size))
-        if t <= self.end:
-            self.remove(schedules.cubic(t, 0, self.end), total)
+        total = min(size, target + round(schedules.cosine(now, self.bound, self.end) * size))
+        if now <= self.end:
+            self.remove(schedules.cubic(now, 0, self.end), total)
         living = [self.alive(layer) for layer in self.layers]
         scores = [magnitude(y).masked_fill(~alive, -math.inf) for y, alive in zip(self.layers, living, strict=True)]
         left = sum(int((score > -math.inf).count_nonzero()) for score in scores)
-        moved = int(self.fraction(t) * target) if t > self.end else 0
+        moved = int(self.fraction(t) * target) if now > self.end else 0
         kept = global_top(scores, min(left, target - moved))
         growth = [
             y.grad.abs().masked_fill(k | ~alive, -math.inf)

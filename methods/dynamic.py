@@ -22,8 +22,9 @@ class SET(Static):
     """Every `period` steps (0: the recipe's) each Layer drops its smallest weights and grows as many at random.
 
     The share dropped falls from `alpha` to `floor` along half a cosine that ends at the share `stop` of the run, and
-    with it the updates. An update takes the place of the optimiser's step or, with `after_step`, follows it. Weights
-    just dropped may grow again and then keep value and state; others start at zero.
+    with it the updates. An update takes the place of the optimiser's step, and the number dropped is rounded down. With
+    `after_step` an update follows every `period`-th step, and the number is rounded up. Weights just dropped may grow
+    again and then keep value and state; others start at zero.
     Passes: every pass reads the mask and computes the gradient on it alone.
     FLOPs: 3 f_S a step; random growth and the sort that drops are charged neither by the papers nor here.
     Defaults: `alpha`, cosine and `stop` from RigL (arXiv 1911.11134, section 4), which also gives SET this schedule;
@@ -31,7 +32,9 @@ class SET(Static):
         `floor` 0.005, updates to the end) are those of ITOP's code (arXiv 2102.02887). Its longer period, 1500 steps
         for SET and 4000 for RigL on CIFAR-10 at batch 128, is not taken over: the presets use the recipe's.
     Ambiguous: SET drops the smallest positive and the largest negative weights apart, RigL's SET, as here, by
-        magnitude. RigL replaces the step by the update, ITOP's code steps and then updates: that is `after_step`.
+        magnitude. RigL's code replaces the step by the update and rounds down; ITOP's, like the others that derive from
+        SNFS's, steps, then updates, and rounds up, so that a Layer never stops: that is `after_step`. No update follows
+        the last step, where the code may have one.
     Reference: Mocanu et al., arXiv 1707.04780, on the schedule of RigL, arXiv 1911.11134.
     """
 
@@ -50,25 +53,27 @@ class SET(Static):
         valid(self, period=(0, math.inf), alpha=(0, 1), floor=(0, self.alpha), stop=(0, 1))
 
     def due(self, t: int) -> bool:
-        """Whether step t is an update of the topology."""
-        return schedules.due(t, self.period or self.recipe.period, self.stop * self.recipe.steps)
+        """Whether step t is an update of the topology; with `after_step` that step is counted, as it has been taken."""
+        return schedules.due(t + self.after_step, self.period or self.recipe.period, self.stop * self.recipe.steps)
 
     def fraction(self, t: int) -> float:
         """The share of a Layer's weights that an update at step t drops."""
-        return schedules.cosine(t, self.alpha, self.stop * self.recipe.steps, self.floor)
+        return schedules.cosine(t + self.after_step, self.alpha, self.stop * self.recipe.steps, self.floor)
+
+    def moved(self, t: int, count: int) -> int:
+        """How many of `count` weights an update at step t drops."""
+        return (math.ceil if self.after_step else math.floor)(self.fraction(t) * count)
 
     def step(self, t: int) -> None:
-        due = self.due(t)
-        if self.after_step or not due:
+        if self.after_step or not self.due(t):
             super().step(t)
-        if due:
+        if self.due(t):
             self.update(t)
 
     def update(self, t: int) -> None:
         """Drop and grow in every Layer."""
         for layer in self.layers:
-            moved = int(self.fraction(t) * layer.nnz())
-            exchange(layer, layer.nnz() - moved, self.growth(layer), moved)
+            exchange(layer, self.moved(t, layer.nnz()), self.growth(layer))
 
     def growth(self, layer: Layer) -> Tensor:
         """The score by which weights grow, shape of the weight."""
@@ -104,7 +109,7 @@ class RigL(SET):
             alone = type(self).growth is RigL.growth  # another score may want more than the largest gradients
             for layer in self.layers:
                 if alone:
-                    layer.stream(partial(candidates, layer, int(self.fraction(t) * layer.nnz())))
+                    layer.stream(partial(candidates, layer, self.moved(t, layer.nnz())))
                 else:
                     layer.grad_mask = None
 

@@ -29,9 +29,10 @@ class GraNet(RigL):
     Defaults: start at 0.5 with erk, `alpha` 0.5, `floor` 0.005 and rewiring to the end from the authors' code;
         `prune_stop` from its 110 of 160 epochs on CIFAR (on ImageNet 30 of 100); `period` (theirs is 1000 steps on
         CIFAR, 4000 on ImageNet) and `init` from this suite's fairness rules.
-    Ambiguous: as in the code the optimiser steps first, then comes the update (`after_step`). The code's curve ends one
-        update short of the target; here it ends on it. Masks in the code are Bernoulli draws; here counts are exact.
-        The code does not rewire before its pruning begins; here updates come from the first period on.
+    Ambiguous: as in the code the optimiser steps first, then comes the update, and the number dropped is rounded up
+        (`after_step`). The code's curve ends one update short of the target; here it ends on it. Masks in the code are
+        Bernoulli draws; here counts are exact. The code does not rewire before its pruning begins; here updates come
+        from the first period on.
     Reference: Liu et al., arXiv 2106.10404, section 4.
     """
 
@@ -46,6 +47,7 @@ class GraNet(RigL):
     name: ClassVar[str] = "granet"
     family: ClassVar[str] = "dense-to-sparse"
     citation: ClassVar[str] = "Liu et al., NeurIPS 2021, arXiv 2106.10404"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,18 +61,18 @@ class GraNet(RigL):
         return allocate(self.allocation, self.layers, max(self.start_density, 1 - self.sparsity))
 
     def window(self) -> tuple[int, int]:
-        """The steps at which the cubic curve begins and ends."""
-        first, last = (int(share * (self.recipe.steps - 1)) for share in (self.start, self.prune_stop))
-        return first, last
+        """After how many steps the cubic curve begins and ends."""
+        steps = self.recipe.steps
+        return int(self.start * steps), int(self.prune_stop * (steps - 1)) + self.after_step
 
     def due(self, t: int) -> bool:
-        return t == self.window()[1] or super().due(t)
+        return t + self.after_step == self.window()[1] or super().due(t)
 
     def update(self, t: int) -> None:
-        first, last = self.window()
-        if t <= last:
+        (first, last), now = self.window(), t + self.after_step
+        if now <= last:
             ends = (self.densities(), uniform(self.layers, 1 - self.sparsity))
             most, least = (sum(counts(self.layers, densities).values()) for densities in ends)
-            left = between(most, least, cubic(t, first, last))
+            left = between(most, least, cubic(now, first, last))
             cut(self.layers, [magnitude(layer) for layer in self.layers], left)
         super().update(t)

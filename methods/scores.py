@@ -8,14 +8,18 @@ from torch import Tensor
 
 from dstbench.suite.layer import Layer
 
+TINY = 1e-8  # added to the root of Adam's second moment
+
 
 def momentum(layer: Layer) -> Tensor:
-    """|first moment| of the gradient, in SGD's or Adam's state; |gradient| before there is any.
+    """|momentum|: SGD's, or of Adam the first moment over the root of the second; |gradient| before there is any.
 
-    Reference: Dettmers & Zettlemoyer, arXiv 1907.04840, section 3.
+    Reference: Dettmers & Zettlemoyer, arXiv 1907.04840, section 3; Adam's: `get_momentum_for_weight` of their code.
     """
-    found = [layer.state[name] for name in ("momentum_buffer", "exp_avg") if name in layer.state]
-    return (found[0] if found else layer.grad).abs()
+    state = layer.state
+    if "exp_avg" in state:
+        return (state["exp_avg"] / (state["exp_avg_sq"].sqrt() + TINY)).abs()
+    return state.get("momentum_buffer", layer.grad).abs()
 
 
 def magnitude(layer: Layer) -> Tensor:

@@ -84,6 +84,9 @@ class S2ViTE(SET):
             turn_on(self.model, part, random_mask((part.number,), number, self.rng))
         clear_columns(self.model)
 
+    def due(self, t: int) -> bool:
+        return super().due(t + 1)  # an update follows the step of t
+
     def begin(self, t: int) -> None:
         if self.due(t):
             attentions, pairs = parts(self.model)
@@ -98,7 +101,7 @@ class S2ViTE(SET):
         )
         growths |= {ear.part: ear.close() for ear in self.ears}
         self.optimizer.step()
-        exchange(self.model, scores, growths, self.fraction(t))
+        exchange(self.model, scores, growths, self.fraction(t + 1))
 
     def finish(self) -> None:
         clear(self.layers)

@@ -29,9 +29,10 @@ class TopKAST(Method):
         the sets is charged neither by the paper nor here.
     Defaults: erk as for the other dynamic methods; the paper's is top-k by Layer at one density, first and last Layer
         dense on ImageNet, which is the task's to say here. `extra` 1: 80 % backward sparsity at 90 % forward. The paper
-        goes on to the end, hence `explore` 1; in the code of GSE (arXiv 2401.06898) B becomes A after a share of the
-        run. `penalty` is a usual L2 coefficient of ImageNet recipes. `period` (public codes have 100 and 1000 steps) is
-        from this suite's fairness rules, `init` by valid (docs/tuning.md).
+        goes on to the end, hence `explore` 1; in the code of GSE (arXiv 2401.06898) the sets are drawn anew at every
+        step of its first epochs, at intervals after that, and B goes on. `penalty` is a usual L2 coefficient of
+        ImageNet recipes. `period` (public codes have 100 and 1000 steps) is from this suite's fairness rules, `init` by
+        valid (docs/tuning.md).
     Ambiguous: momentum is held on B alone and starts at zero where B is new. The penalty's gradient, `penalty` times
         the weight on A, joins the loss's after clipping, before momentum or Adam. Once B is A, A stays as it is. Among
         ties the first in memory order is chosen.

@@ -16,7 +16,7 @@ from pruning import POSITIONS, cosine, read, same_after_resume, with_recipe
 from updates import Held, largest, same, steps, zeroed
 
 WEIGHTS, ROWS = 2108, (6, 20, 4)
-LAST = int(130 / 160 * (STEPS - 1))  # the step at which channels and the bound end
+LAST = int(130 / 160 * (STEPS - 1)) + 1  # the number of steps after which channels and the bound end
 
 
 def split(flat: np.ndarray, like: list[Held]) -> list[np.ndarray]:
@@ -72,18 +72,19 @@ def test_every_update_of_a_run_equals_the_simulation(kernel: str, optimizer: str
     updates = []
     for t, before, after in steps(method, model):
         assert after, "the optimiser steps at every step"
-        if t not in (*range(4, STEPS, 4), LAST):
+        now = t + 1
+        if now not in (*range(4, STEPS, 4), LAST):
             assert not any(y.grad[~y.mask].any() for y in before)
             assert all(np.array_equal(y.forward_mask.numpy(), x.mask) for y, x in zip(model.layers, after, strict=True))
             continue
-        updates.append(t)
+        updates.append(now)
         assert all(y.grad[~y.mask].any() for y in before)
-        if t <= LAST:
-            gone = round((1 - (1 - t / LAST) ** 3) * 13)
+        if now <= LAST:
+            gone = round((1 - (1 - now / LAST) ** 3) * 13)
             alive = without_weakest(alive, after, 26 - gone, least)
-            keep, total = target, target + round(0.05 * cosine(t / LAST) * WEIGHTS)
+            keep, total = target, target + round(0.05 * cosine(now / LAST) * WEIGHTS)
         else:
-            share = 0.005 + 0.495 * cosine(t / STEPS)
+            share = 0.005 + 0.495 * cosine(now / STEPS)
             keep, total = target - int(share * target), target
         kept, masks = simulated(before, after, alive, keep, total)
         for layer, y, k, mask in zip(model.layers, after, kept, masks, strict=True):
@@ -138,7 +139,7 @@ def test_counts_are_exact_for_every_length_period_and_bound(
     for t in range(length):
         train(method, model, t, t + 1)
         if method.due(t):
-            now = target if t >= last else min(WEIGHTS, target + round(bound * cosine(t / last) * WEIGHTS))
+            now = target if t >= last else min(WEIGHTS, target + round(bound * cosine((t + 1) / (last + 1)) * WEIGHTS))
         assert sum(y.nnz() for y in model.layers) == (now or target)
         assert min(y.nnz() for y in model.layers) >= 1
     assert sum(y.nnz() for y in model.layers) == target
@@ -173,7 +174,7 @@ def test_training_costs_what_the_bound_adds_to_inference(blobs, density: float, 
     dense = updates / 800 * (1 - density) / 3
     assert block["papers_ratio"] - dense == pytest.approx(density + 0.05 / 2 * 0.8, abs=2e-3)
     assert abs(paper - 0.05 / 2 * 0.8) < 0.0101
-    assert updates == 40 and training.book.charged == 0
+    assert updates == 39 and training.book.charged == 0
 
 
 def test_flops_of_a_run_follow_its_masks(images) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 
 
 def curve(t: int, most: int, least: int, last: int, first: int = 0) -> int:
-    """Active weights after an update at step t."""
+    """Active weights after the update that follows t steps."""
     way = min(max(t - first, 0) / (last - first), 1)
     return most - round((most - least) * (1 - (1 - way) ** 3))
 
@@ -36,7 +37,7 @@ def simulated(layers, left: int, fraction: float):
     out = []
     for alive, (m, w, g, state) in zip(np.split(kept, ends), layers, strict=True):
         n = int(alive.sum())
-        moved = int(fraction * n)
+        moved = math.ceil(fraction * n)
         best = np.argsort(-np.where(alive, np.abs(w).ravel(), -1.0), kind="stable")[: n - moved]
         stay = np.zeros(m.size, dtype=bool)
         stay[best] = True
@@ -69,23 +70,23 @@ def test_every_update_of_a_run_equals_the_simulation(kernel: str, optimizer: str
             assert all(np.array_equal(y.weight.numpy(), w) for y, (_, w, *_) in zip(model.layers, after, strict=True))
             continue
         updates.append(t)
-        left = curve(t, round(density * WEIGHTS), 422, last)
-        fraction = 0.005 + 0.495 / 2 * (1 + np.cos(np.pi * t / STEPS))
+        left = curve(t + 1, round(density * WEIGHTS), 422, last + 1)
+        fraction = 0.005 + 0.495 / 2 * (1 + np.cos(np.pi * (t + 1) / STEPS))
         for layer, (mask, weight, state) in zip(model.layers, simulated(after, left, fraction), strict=True):
             assert np.array_equal(layer.forward_mask.numpy(), mask) and layer.grad_mask is layer.forward_mask
             assert np.array_equal(layer.weight.numpy(), weight)
             assert state.keys() == layer.state.keys() and state
             assert all(np.array_equal(layer.state[k].numpy(), state[k]) for k in state)
-    assert updates == sorted({*range(4, 40, 4), last}) and last == 26
+    assert updates == sorted({*range(3, 39, 4), last}) and last == 26
 
 
-@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.3, 29)])
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.3, 30)])
 def test_the_number_of_weights_is_on_the_curve_at_every_step_and_on_target_from_its_end(start, first: int) -> None:
     method = GraNet(sparsity=0.9, start=start)
     model, now = begin(method, steps=100), round(0.5 * WEIGHTS)
     for t in range(100):
-        if (t % 4 == 0 and 0 < t <= 68) or t == 68:
-            now = curve(t, round(0.5 * WEIGHTS), 211, 68, first)
+        if (t % 4 == 3 and t <= 68) or t == 68:
+            now = curve(t + 1, round(0.5 * WEIGHTS), 211, 69, first)
         train(method, model, t, t + 1)
         assert sum(y.nnz() for y in model.layers) == now
     assert now == 211
@@ -102,8 +103,8 @@ def test_counts_are_exact_where_all_weights_and_gradients_are_equal(value: float
             layer.assign(torch.full(layer.shape, value).double())
             layer.parameter.grad.zero_()
         method.step(t)
-        if t:  # the first update is at the first period's end
-            assert sum(y.nnz() for y in model.layers) == curve(t, round(0.5 * WEIGHTS), 105, 26)
+        if t + 1 < STEPS:
+            assert sum(y.nnz() for y in model.layers) == curve(t + 1, round(0.5 * WEIGHTS), 105, 27)
         assert all(y.nnz() for y in model.layers)
 
 
@@ -128,7 +129,7 @@ def test_the_gradient_is_dense_in_the_pass_of_an_update_alone_and_steps_are_neve
         dense += [t] if model.cost().dense_gradient else []
         backward(model, t)
         method.step(t)
-    assert dense == sorted({*range(4, 40, 4), 26}) and len(steps) == STEPS
+    assert dense == sorted({*range(3, 39, 4), 26}) and len(steps) == STEPS
 
 
 def test_a_density_below_the_target_is_raised_to_it() -> None:
@@ -149,12 +150,12 @@ def test_the_average_density_is_that_of_the_integral(blobs) -> None:
     training.run()
     book, weights = training.book, 288 + 576 + 96
     dense = 3 * 2 * weights * 16 * 1600
-    number, papers, updates = 480, 0, sorted({*range(4, 1600, 4), 799})
+    number, papers, updates = 480, 0, sorted({*range(3, 1599, 4), 799})
     for t in range(1600):
         papers += 2 * 16 * (2 * number + (weights if t in updates else number))
-        number = curve(t, 480, 96, 799) if t in updates else number
+        number = curve(t + 1, 480, 96, 800) if t in updates else number
     assert book.papers == papers and book.dense_gradient_steps == len(updates)
-    extra = 2 * 16 * sum(weights - 96 if t >= 800 else weights - curve(t - 2, 480, 96, 799) for t in updates)
+    extra = 2 * 16 * sum(weights - 96 if t >= 800 else weights - curve(t - 1, 480, 96, 800) for t in updates)
     assert (book.papers - extra) / dense == pytest.approx(0.150, rel=5e-3)
 
 

@@ -30,24 +30,52 @@ def test_the_drop_falls_along_a_cosine_to_its_floor(name: str) -> None:
     size = {y.name: y.nnz() for y in model.layers}
     assert max(size.values()) == 192
     method.growth = lambda layer: (~layer.forward_mask).double()  # what just went comes back last
-    for t in range(1, 100):
+    for t in range(99):
         before = [y.forward_mask for y in model.layers]
         method.begin(t)
         backward(model, t)
         method.step(t)
-        wanted = 0.005 + 0.495 * (1 + math.cos(math.pi * t / 100)) / 2
+        wanted = 0.005 + 0.495 * (1 + math.cos(math.pi * (t + 1) / 100)) / 2
         for layer, old in zip(model.layers, before, strict=True):
-            assert int((old & ~layer.forward_mask).sum()) == int(wanted * size[layer.name])
+            assert int((old & ~layer.forward_mask).sum()) == math.ceil(wanted * size[layer.name])
             assert layer.nnz() == size[layer.name]
     assert wanted == pytest.approx(0.005, abs=2e-4) and wanted > 0.005
 
 
 @ITOP
 def test_updates_go_on_to_the_end_where_those_of_the_papers_stop(name: str) -> None:
-    for entry, last in ((name, 36), (name.split(":")[0], 28)):
+    for entry, first, last in ((name, 3, 35), (name.split(":")[0], 4, 28)):
         method = registry.method(entry)
         begin(method)
-        assert [t for t in range(STEPS) if method.due(t)] == list(range(4, last + 1, 4))
+        assert [t for t in range(STEPS) if method.due(t)] == list(range(first, last + 1, 4))
+
+
+@ITOP
+def test_when_and_how_much_is_that_of_the_authors_loop(name: str) -> None:
+    """Their loop: the optimiser's step, that of PyTorch's own cosine, then an update where it is due."""
+    method = registry.method(name, period=10)
+    begin(method, steps=100)
+    rate = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rate, 100, eta_min=0.005)
+    updates = []
+    for taken in range(1, 100):
+        rate.step()
+        decay.step()
+        t = taken - 1
+        assert method.due(t) == (taken % 10 == 0)
+        if taken % 10 == 0:
+            share = rate.param_groups[0]["lr"]
+            assert method.fraction(t) == pytest.approx(share, rel=1e-9)
+            assert method.moved(t, 16) == math.ceil(share * 16)
+            updates.append((taken, method.moved(t, 16)))
+    assert updates == [(10, 8), (20, 8), (30, 7), (40, 6), (50, 5), (60, 3), (70, 2), (80, 1), (90, 1)]
+
+
+@BOTH
+def test_the_papers_number_is_rounded_down(kind: type[SET]) -> None:
+    """0.15 (1 + cos(pi t / 30)) of 16, an update in place of every fourth step."""
+    begin(method := kind())
+    assert [method.moved(t, 16) for t in range(4, 29, 4)] == [4, 4, 3, 2, 1, 0, 0]
 
 
 @BOTH
@@ -58,7 +86,7 @@ def test_after_step_takes_the_step_of_a_static_run_then_updates(kind: type[SET],
     for period, steps in ((4, True), (100, False)):
         method = kind(sparsity=0.5, period=period, after_step=steps, allocation="uniform")
         model = begin(method, kernel)
-        train(method, model, 0, 5)
+        train(method, model, 0, 4)
         ends.append([(y.weight.clone(), y.state["momentum_buffer"].clone(), y.forward_mask) for y in model.layers])
     for (w, m, mask), (static, momentum, first) in zip(*ends, strict=True):
         assert torch.equal(w, static.where(mask & first, 0)) and torch.equal(m, momentum.where(mask & first, 0))

@@ -42,7 +42,8 @@ def test_strings_are_those_of_the_class(entry) -> None:
     assert issubclass(kind, Method) and is_dataclass(kind) and kind.__doc__
     assert kind.name == entry.name.partition(":")[0]
     assert kind.family == entry.family or (entry.presets and entry.family == "structured")
-    assert (kind.citation, kind.version, kind.sparse) == (entry.citation, entry.version, entry.sparse)
+    assert (kind.citation, kind.sparse) == (entry.citation, entry.sparse)
+    assert kind.version == entry.version or (entry.presets and kind.version < entry.version)
     assert "arXiv" in kind.citation or not kind.sparse
 
 

@@ -22,11 +22,11 @@ def test_every_step_up_to_the_cut_equals_the_simulation(kernel: str, nu: float, 
     if nu < 1:  # a path that has begun
         for layer in model.layers:
             method.memory[f"z.{layer.name}"].normal_(std=1.5, generator=torch.Generator().manual_seed(0))
-    z = [dual.numpy().copy() for dual in method.duals]
+    z = [method.memory[f"z.{layer.name}"].numpy().copy() for layer in model.layers]
     first = [np.zeros(layer.shape) for layer in model.layers]
     opened = False
     for t, before, _ in steps(method, model):
-        lr = method.lr(t)
+        lr = method.recipe.lr["sgd"] * method.recipe.factor(t)
         if t >= method.cut:
             sizes = [x.size for x in z]
             if t == method.cut:
@@ -42,9 +42,11 @@ def test_every_step_up_to_the_cut_equals_the_simulation(kernel: str, nu: float, 
             momentum *= 0.9
             momentum += y.grad
             dual += lr / nu * apart
-            expected = y.weight - lr * momentum - lr / nu * apart
+            expected = y.weight - kappa * lr * (momentum + apart / nu)
             np.testing.assert_allclose(layer.weight.numpy(), expected, rtol=1e-9, atol=1e-13)
             np.testing.assert_allclose(method.memory[f"z.{layer.name}"].numpy(), dual, rtol=1e-9, atol=1e-15)
+        assert method.lr(t) == pytest.approx(kappa * lr)
+    assert method.lr(STEPS - 1) == method.recipe.lr["sgd"] * method.recipe.factor(STEPS - 1)
     assert method.cut == round(0.75 * STEPS) and opened == (nu < 1)
     assert sum(y.nnz() for y in model.layers) == round(0.2 * sum(y.numel for y in model.layers))
 

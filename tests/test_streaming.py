@@ -219,7 +219,7 @@ def test_candidates_are_all_that_growth_can_choose(seed: int, levels: int, densi
     assert np.array_equal(size.numpy(), np.abs(grad).ravel()[index.numpy()])
     layer.parameter.grad = layer.kernel.store(layer, torch.from_numpy(grad))
     layer.streamed = index, size
-    exchange(layer, nnz - count, growth(layer), count)
+    exchange(layer, count, growth(layer))
     assert np.array_equal(layer.forward_mask.numpy().ravel(), new)
 
 

@@ -72,8 +72,8 @@ def test_the_preset_is_itop_until_four_fifths_of_the_run() -> None:
     assert (method.alpha, method.floor, method.stop, method.after_step) == (0.5, 0.005, 0.8, True)
     for made in (method, S2ViTE(sparsity=0.5)):
         Training(task(100), made, seed=0)
-        assert [t for t in range(100) if made.due(t)] == list(range(4, 80, 4))
-        assert made.fraction(40) == pytest.approx((0.5 + 0.005) / 2) and made.fraction(80) == 0.005
+        assert [t + 1 for t in range(100) if made.due(t)] == list(range(4, 80, 4)), "steps taken before an update"
+    assert method.fraction(39) == pytest.approx((0.5 + 0.005) / 2) and method.fraction(79) == 0.005
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.75, 0.8])
@@ -185,7 +185,7 @@ def test_heads_grow_by_the_gradient_of_what_they_hand_on_in_plain_torch(outer: s
         x, y = torch.randn(6, 5, width, generator=rng), torch.randn(6, 5, width, generator=rng)
     net.train()
     whole = {part: model[part.output].weight.clone() for part in parts(model)[0]}
-    method.begin(method.recipe.period)
+    method.begin(method.recipe.period - 1)
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str):
@@ -263,7 +263,7 @@ def test_updates_against_numpy(sparsity: float, kernel: str) -> None:
         weights = {n: y.weight.numpy().copy() for n, y in names.items()}
         grads = {n: y.grad.numpy().copy() for n, y in names.items()}
         masks = {n: names[n].forward_mask.numpy().copy() for n in MASKED if n.endswith(("proj", "fc2"))}
-        fraction = 0.005 + 0.495 * (1 + math.cos(math.pi * t / (0.8 * 48))) / 2
+        fraction = 0.005 + 0.495 * (1 + math.cos(math.pi * (t + 1) / (0.8 * 48))) / 2
         wanted = {block: expected(weights, grads, masks, block, fraction, slopes[block]) for block in BLOCKS}
         update(t)
         for block in BLOCKS:
@@ -291,7 +291,7 @@ def test_an_update_reads_all_rows_without_changing_what_is_computed() -> None:
     model.net.eval()
     with torch.no_grad():
         before = model(batch[0]).clone()
-        training.method.begin(training.recipe.period)
+        training.method.begin(training.recipe.period - 1)
         assert all(model[name].forward_mask is None for part in parts(model)[1] for name in part.inputs)
         assert all(model[name].forward_mask is not None for part in parts(model)[0] for name in part.inputs)
         torch.testing.assert_close(model(batch[0]), before, rtol=1e-5, atol=1e-6)
@@ -301,9 +301,9 @@ def test_rows_come_back_as_they_were_and_columns_learn_at_once() -> None:
     training = begun(0.6, alpha=0.3)
     first = training.task.build(0).state_dict()["blocks.0.mlp.fc1.weight"]
     never = ~training.model["blocks.0.mlp.fc1"].forward_mask[:, 0]
-    training.run(until=training.recipe.period)
+    training.run(until=training.recipe.period - 1)
     torch.testing.assert_close(training.model["blocks.0.mlp.fc1"].weight[never], first[never])
-    training.run(until=training.recipe.period + 1)
+    training.run(until=training.recipe.period)
     new = training.model["blocks.0.mlp.fc1"].forward_mask[:, 0] & never
     assert bool(new.any()) and training.model["blocks.0.mlp.fc2"].weight[:, new].abs().sum(0).min() > 0
 
@@ -325,7 +325,7 @@ def test_flops_of_a_pass_by_hand(regrow: str) -> None:
     dense = TOTAL - DENSE
     rest = model.cost().papers - cost(blocks, blocks)
     assert rest == pytest.approx(0)
-    training.method.begin(training.recipe.period)
+    training.method.begin(training.recipe.period - 1)
     looked = units(model) if regrow == "columns" else parts(model)[1]
     rows = sum(model[n].numel - model[n].nnz("grad") for part in looked for n in part.inputs)
     cols = sum(model[part.output].numel - model[part.output].nnz() for part in looked)
