@@ -10,6 +10,7 @@ import pandas as pd
 
 from dstbench.reports.rows import each
 from dstbench.reports.series import Look, bounds, domain
+from dstbench.reports.tables import level, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +102,7 @@ def _sparsity(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: 
     for row in each(part[part["dense"].astype(bool)].drop_duplicates("method")):
         ax.axhline(row.mean, color=looks[row.method].colour, linestyle="--", linewidth=1)
     _label(ax, part, metrics, "sparsity, %")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+    ax.xaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
 
 
 def _flops(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: Mapping[str, str | None]) -> None:
@@ -117,8 +118,8 @@ def _steepest(curves: pd.DataFrame) -> pd.DataFrame:
     """Each task's runs at its highest sparsity and dense, with the title of their panel: more lines hide each other."""
     top = curves.groupby("task")["sparsity"].transform("max")
     shown = curves[curves["sparsity"].isna() | (curves["sparsity"] == top)].sort_values(["task", "run", "step"])
-    level = top.loc[shown.index].map(lambda s: "dense" if s != s else f"sparsity {100 * s:.4g} %")
-    return shown.assign(panel=shown["task"].astype(str) + ", " + level.astype(str))
+    shares = top.loc[shown.index].map(lambda s: "dense" if s != s else f"sparsity {level(s).text}")
+    return shown.assign(panel=shown["task"].astype(str) + ", " + shares.astype(str))
 
 
 def _curve(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], field: str) -> None:
@@ -159,7 +160,7 @@ def _decades(axis: Axis) -> None:
     from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(lambda value, _: number(value, "g"))
     axis.set_minor_locator(LogLocator(subs=()))
 
 
@@ -179,7 +180,7 @@ def _label(ax: Axes, part: pd.DataFrame, metrics: Mapping[str, str | None], x: s
     name = metrics.get(part["task"].iloc[0]) or "metric"
     ax.set(xlabel=x, ylabel=f"test {name}" + (", %" if "acc" in name else ""), ylim=domain(part))
     if "acc" in name:
-        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+        ax.yaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
 
 
 def _palette(looks: Mapping[str, Look], part: pd.DataFrame) -> dict[str, Any]:
