@@ -150,7 +150,7 @@ def test_failures_name_status_reason_and_last_line():
         "| error | RuntimeError · ValueError: last words |" in text
         and "| off_target | achieved 0.5 | 90.00 % |" in text
     )
-    assert "| failed | test metric is not finite |" in text
+    assert "| diverged | the test metric is not finite |" in text
 
 
 def test_machines_versions_methods_stale_and_files():

@@ -50,7 +50,7 @@ def test_points_hold_intervals_costs_and_runs_off_target():
 
 
 def test_domain_leaves_failures_out_and_unseen_names_them():
-    records = [*grid(), make("static", 0.9, 0, 0.8), make("static", 0.9, 1, status="error")]
+    records = [*grid(), make("static", 0.9, 0, 0.8), make("static", 0.9, 1, status="diverged")]
     records += [make("snip", 0.9, s, status="diverged") for s in range(2)]
     _, cells, points = tables(records)
     low, high = series.domain(points)
