@@ -96,7 +96,7 @@ def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
         "crashed": int((outcome == "crashed").sum()),
         "missing": int((outcome == "missing").sum()),
         "statuses": ", ".join(f"{n} {status}" for status, n in lost["ended"].value_counts().sort_index().items()),
-        "reason": _commonest([f"{row.ended}: {row.reason}" if row.reason else row.ended for row in each(lost)]),
+        "reason": _commonest(f"{a}: {b}" if b else a for a, b in zip(lost["ended"], lost["reason"], strict=True)),
         "stale": int(part["stale"].sum()),
         "mean": shown.mean,
         "half": shown.half,
@@ -119,8 +119,8 @@ def _state(part: pd.DataFrame) -> str:
 
 
 def _commonest(reasons: Iterable[str]) -> str:
-    """The reason given most often, and how many others there are."""
-    found = Counter(filter(None, reasons)).most_common()
+    """The reason given most often, cut where it is long, and how many others there are."""
+    found = Counter(r if len(r) <= 160 else f"{r[:159]}…" for r in reasons if r).most_common()
     others = f" (and {len(found) - 1} other reason{'s' * (len(found) > 2)})" if len(found) > 1 else ""
     return found[0][0] + others if found else ""
 

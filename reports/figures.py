@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -37,7 +38,8 @@ def write(
     """Write every figure that has data to `out` as SVG and PNG (144 dots an inch); returns the paths, SVGs and PNGs."""
     import matplotlib
 
-    column = "valid" if curves["valid"].notna().any() else "loss"
+    # One value a run draws no line.
+    column = "valid" if curves.groupby("run")["valid"].count().max() > 1 else "loss"
     plots: dict[str, tuple[pd.DataFrame, str, Draw]] = {
         "accuracy-sparsity": (points, "task", lambda ax, part: _sparsity(ax, part, looks, metrics)),
         "accuracy-flops": (points[points["ratio"].notna()], "task", lambda ax, part: _flops(ax, part, looks, metrics)),
@@ -76,7 +78,8 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     shown = [name for name in looks if name in set(table["method"])]
-    wide = min(len(shown), 2 * columns)  # of the legend
+    room = 3.6 * columns / (0.5 + 0.07 * max(map(len, shown), default=1))  # in names, at 8 points
+    wide = max(1, min(len(shown), 2 * columns, int(room)))  # of the legend
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.2 * -(-len(shown) // wide) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(axes, names, strict=False):
@@ -138,6 +141,9 @@ def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
                       alpha=0.7, jitter=False, legend=False, ax=ax)  # fmt: skip
     means = part.groupby("method")["value"].mean().reindex(order)
     ax.plot(means, range(len(order)), "|", color="#222222", markersize=11, markeredgewidth=2)
+    lines = [wrap(name, 26) for name in order]
+    size = 9 if max(map(len, lines), default=1) == 1 else 6
+    ax.set_yticks(range(len(order)), ["\n".join(line) for line in lines], fontsize=size)
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
     ax.set(xlabel="÷ dense", ylabel="", xlim=(0, None))
 

@@ -105,7 +105,7 @@ def methods(runs: pd.DataFrame, names: Mapping[str, Mapping[str, Any]], records:
     rows, before = [], ""
     for family, label, citation in found:
         tuning = "own" if label in own else "the task's"
-        head = Cell("" if family == before else family, style="strong")
+        head = Cell(family, style="muted" if family == before else "strong")  # On each row: rows can be sorted.
         rows.append([head, Cell(label, style="strong"), Cell(tuning), Cell(citation)])
         before = family
     return Table("methods", "Methods", ["family", "method", "tuning", "citation"], rows)

@@ -106,7 +106,7 @@ def unseen(part: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     return [f"{method} at {level(sparsity).text} {why}" for method, sparsity, why in each(pd.concat([named, out]))]
 
 
-def curves(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], budget: int = 9000) -> pd.DataFrame:
+def curves(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], budget: int = 5000) -> pd.DataFrame:
     """Curves of the runs as bins of steps: `step`, mean `loss`, last `density` and `valid` of each bin, one row a bin.
 
     The number of bins a run falls with the number of runs, from 60 to 8, to hold about `budget` rows.
