@@ -260,8 +260,9 @@ def test_135_runs_take_seconds(tmp_path):
     write(tmp_path / "nothing", tmp_path / "warm")
     start = time.process_time()
     summary = write(tmp_path, tmp_path / "report")
-    assert time.process_time() - start < 10  # 3 s alone; other work on the machine stretches it
-    assert summary.index.stat().st_size < 4_000_000
+    # 10 s on one slow core, most of it matplotlib's; other work on the machine stretches it.
+    assert time.process_time() - start < 30
+    assert summary.index.stat().st_size < 1_000_000
 
 
 def test_importing_reports_is_light():
