@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -42,9 +43,10 @@ def reference(runs: pd.DataFrame) -> str | None:
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting × task × sparsity × method, those without a run included.
 
-    `n` runs that count (`failed` among them, as chance), `missing` runs off target, interrupted or skipped; `mean` ±
-    `half` of the metric; `seeds`: seed -> retention; `state` "ok", "failed" (no run ended), "incomplete" (some runs
-    missing) or "missing".
+    `n` runs that count (`failed` among them, as chance: diverged or collapsed), `crashed` runs (error, oom, timeout: no
+    result), `missing` runs off target, interrupted or skipped; `statuses` and `reason` of all that were not counted;
+    `mean` ± `half` of the metric; `seeds`: seed -> retention; `state` "ok", "failed" (nothing ended), "incomplete"
+    (some runs crashed or missing) or "missing".
     """
     rows: list[dict[str, Any]] = []
     for (setting, task), group in split(runs, ["setting", "task"]):
@@ -77,11 +79,9 @@ def _facts(group: pd.DataFrame) -> dict[str, Any]:
 
 def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
     outcome = part["outcome"]
-    counted, failed = part[outcome == "counted"], part[outcome == "failed"]
+    counted, failed, lost = part[outcome == "counted"], part[outcome == "failed"], part[outcome != "counted"]
     scores = dict(zip(counted["seed"].astype(int), counted["score.test"], strict=True))
     values = scores | {int(seed): facts["chance"] for seed in failed["seed"]}
-    missing = int((outcome == "missing").sum())
-    state = "missing" if not values else "incomplete" if missing else "ok" if scores else "failed"
     shown = t_interval(list(values.values()) if scores else [])
     kept = {seed: retention(value, facts["chance"], facts["dense_mean"]) for seed, value in scores.items()}
     kept |= {int(seed): 0.0 for seed in failed["seed"]}
@@ -90,18 +90,39 @@ def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
         "metric": facts["metric"],
         "higher": facts["higher"],
         "reference": facts["reference"],
-        "state": state,
+        "state": (state := _state(part)),
         "n": len(values),
         "failed": len(failed),
-        "missing": missing,
+        "crashed": int((outcome == "crashed").sum()),
+        "missing": int((outcome == "missing").sum()),
+        "statuses": ", ".join(f"{n} {status}" for status, n in lost["ended"].value_counts().sort_index().items()),
+        "reason": _commonest(f"{a}: {b}" if b else a for a, b in zip(lost["ended"], lost["reason"], strict=True)),
         "stale": int(part["stale"].sum()),
         "mean": shown.mean,
         "half": shown.half,
         "retention": mean.mean,
-        "retention_half": 0.0 if state == "failed" else mean.half,
+        "retention_half": 0.0 if state == "failed" and values else mean.half,
         "achieved": counted["sparsity.achieved"].mean(),
         "seeds": kept,
     }
+
+
+def _state(part: pd.DataFrame) -> str:
+    found = part["outcome"].value_counts()
+    lost = found.get("failed", 0) + found.get("crashed", 0)
+    if "counted" in found:
+        return "incomplete" if found.get("crashed", 0) + found.get("missing", 0) else "ok"
+    if not lost:
+        return "missing"
+    # A run off target did end, only not where it should.
+    return "incomplete" if (part["ended"] == "off_target").any() else "failed"
+
+
+def _commonest(reasons: Iterable[str]) -> str:
+    """The reason given most often, cut where it is long, and how many others there are."""
+    found = Counter(r if len(r) <= 160 else f"{r[:159]}…" for r in reasons if r).most_common()
+    others = f" (and {len(found) - 1} other reason{'s' * (len(found) > 2)})" if len(found) > 1 else ""
+    return found[0][0] + others if found else ""
 
 
 def _stars(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +138,8 @@ def _stars(table: pd.DataFrame) -> pd.DataFrame:
 def standing(table: pd.DataFrame) -> pd.DataFrame:
     """The cells of one setting -> one row a method: mean retention with Satterthwaite interval, rank, and tie group.
 
-    A method is ranked only with every cell complete; dense methods are references and never ranked. `why` says why not.
+    A method is ranked only with every cell complete and something that ended; dense methods are references and never
+    ranked. `why` says why not.
     `group`, for ranked methods: 1 for the best method and all that are not told apart from it, 2 for the best of the
     rest and all of the rest that are not told apart from that, and so on.
     """
@@ -128,8 +150,8 @@ def standing(table: pd.DataFrame) -> pd.DataFrame:
         why = _why_unranked(part)
         rows.append({"method": name, "dense": bool(part["dense"].iloc[0]), "retention": interval.mean,
                      "half": interval.half, "cells": int((part["n"] > 0).sum()), "of": len(part), "n": interval.n,
-                     "why": why})  # fmt: skip
-    board = pd.DataFrame(rows, columns=["method", "dense", "retention", "half", "cells", "of", "n", "why"])
+                     "why": why, "failed": _nothing_ended(part)})  # fmt: skip
+    board = pd.DataFrame(rows, columns=["method", "dense", "retention", "half", "cells", "of", "n", "why", "failed"])
     ranked = (board["why"] == "") & ~board["dense"]
     board["rank"] = board.loc[ranked, "retention"].rank(ascending=False, method="min")
     group, _ = ties({name: methods[name] for name in board.loc[ranked, "method"]})
@@ -145,13 +167,24 @@ def _overall(part: pd.DataFrame) -> Interval:
     return Interval(interval.mean, interval.half, int(part["n"].sum()), interval.df)
 
 
+def _nothing_ended(part: pd.DataFrame) -> bool:
+    """Whether a method has runs that failed, and no other."""
+    states = set(part["state"])
+    return "failed" in states and states <= {"failed", "missing"}
+
+
 def _why_unranked(part: pd.DataFrame) -> str:
     if part["dense"].iloc[0]:
         return "reference"
-    for state in ("missing", "incomplete"):
-        hit = part[part["state"] == state]
-        if len(hit):
-            return f"{len(hit)} of {len(part)} cells {state}"
+    if _nothing_ended(part):
+        lost = int(part[["failed", "crashed"]].to_numpy().sum())
+        return f"{lost} of {lost + int(part['missing'].sum())} failed: {_commonest(part['reason'])}"
+    failed = part["state"] == "failed"
+    whole = (part["crashed"] == 0) & (part["missing"] == 0)  # A cell that diverged in all of its runs is a result, 0.
+    for state, hit in (("failed", failed & ~whole), *((s, part["state"] == s) for s in ("missing", "incomplete"))):
+        if hit.any():
+            reason = _commonest(part.loc[hit, "reason"])
+            return f"{int(hit.sum())} of {len(part)} cells {state}" + (f": {reason}" if reason else "")
     unreferenced = part.loc[part["retention"].isna(), "task"].unique()
     return f"no dense reference for {', '.join(unreferenced)}" if len(unreferenced) else ""
 

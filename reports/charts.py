@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 
+from dstbench.reports import tables
+from dstbench.reports.drawing import WIDTH
+from dstbench.reports.rows import each
 from dstbench.reports.series import Look, bounds, domain
 
-HEIGHT = 260
-SOLID: dict[str, Any] = {"clip": True, "filled": True, "size": 75, "opacity": 1}
-HOLLOW: dict[str, Any] = {"clip": True, "filled": False, "size": 75}
+HEIGHT = 270
+SOLID: dict[str, Any] = {"clip": True, "filled": True, "size": 60, "opacity": 1}
+HOLLOW: dict[str, Any] = {"clip": True, "filled": False, "size": 60}
 
 
 def accuracy_sparsity(part: pd.DataFrame, looks: Mapping[str, Look], metric: str | None) -> dict[str, Any]:
     """One task: mean and interval of each sparse method against sparsity, dense as a dashed line, hollow off target."""
     import altair as alt
 
-    data = _Datasets()
-    sparse = data.name(part[~part["dense"].astype(bool)])
-    means = data.name(part[part["dense"].astype(bool)].drop_duplicates("method"))
-    base = alt.Chart(sparse).encode(
-        x=alt.X("x:Q", title="sparsity", axis=alt.Axis(format=".4~p"), scale=alt.Scale(zero=False, padding=18)),
+    part, data = part.assign(label=_labels(part, metric)), _Datasets()
+    sparse = part[~part["dense"].astype(bool)]
+    ticks = sorted(sparse.loc[~sparse["off"].astype(bool), "sparsity"].unique())
+    axis = alt.Axis(format=".6~p", values=ticks, labelOverlap=True) if ticks else alt.Axis(format=".6~p", tickCount=5)
+    base = alt.Chart(data.name(sparse)).encode(
+        x=alt.X("x:Q", title="sparsity", axis=axis, scale=alt.Scale(zero=False, padding=18)),
         color=_colour(looks),
-        tooltip=_tooltip(metric),
     )
     y = alt.Y("mean:Q", title=f"test {metric or 'metric'}", axis=_axis(metric), scale=_clipped(part))
-    on, off = "!datum.off", "datum.off"
+    on = base.transform_filter("!datum.off")
+    means = alt.Chart(data.name(part[part["dense"].astype(bool)].drop_duplicates("method")))
     layers = [
-        base.transform_filter(on).mark_line(clip=True, opacity=0.55).encode(y=y),
-        base.transform_filter(on).mark_rule(clip=True, strokeWidth=1.6).encode(y=alt.Y("low:Q", title=""), y2="high:Q"),
-        base.transform_filter(on)
-        .mark_point(clip=True, filled=True, size=75, opacity=1)
-        .encode(y=y, shape=_shape(looks)),
-        alt.Chart(means)
-        .mark_rule(strokeDash=[5, 4], clip=True)
-        .encode(y=y, color=_colour(looks), tooltip=_tooltip(metric)),
+        on.mark_line(clip=True, opacity=0.55, aria=False).encode(y=y),
+        on.mark_rule(clip=True, strokeWidth=1.6, aria=False).encode(y=alt.Y("low:Q", title=""), y2="high:Q"),
+        on.mark_point(**SOLID).encode(y=y, shape=_shape(looks), description="label:N"),
+        means.mark_rule(strokeDash=[5, 4], clip=True).encode(y=y, color=_colour(looks), description="label:N"),
     ]
     if part["off"].any():
-        layers.append(
-            base.transform_filter(off).mark_point(clip=True, filled=False, size=75).encode(y=y, shape=_shape(looks))
-        )
+        hollow = base.transform_filter("datum.off").mark_point(**HOLLOW)
+        layers.append(hollow.encode(y=y, shape=_shape(looks), description="label:N"))
     return _spec(alt.layer(*layers), data, f"{metric or 'metric'} against sparsity: {_first(part, 'task')}")
 
 
@@ -52,51 +52,47 @@ def accuracy_flops(part: pd.DataFrame, looks: Mapping[str, Look], metric: str | 
 
     shown = part[part[field].notna()].drop_duplicates(["method", "sparsity", "x", "mean"])
     data = _Datasets()
-    base = alt.Chart(data.name(shown)).encode(
-        x=alt.X(
-            f"{field}:Q", title="training FLOPs ÷ dense", axis=alt.Axis(format=".3~g"), scale=alt.Scale(padding=12)
-        ),
+    axis = alt.Axis(format=".3~g", tickCount=6)
+    base = alt.Chart(data.name(shown.assign(label=_labels(shown, metric, field)))).encode(
+        x=alt.X(f"{field}:Q", title="training FLOPs ÷ dense", axis=axis, scale=alt.Scale(padding=12)),
         y=alt.Y("mean:Q", title=f"test {metric or 'metric'}", axis=_axis(metric), scale=_clipped(part)),
         color=_colour(looks),
-        tooltip=_tooltip(metric),
     )
+    points = {"shape": _shape(looks), "description": "label:N"}
+    on = base.transform_filter("!datum.off")
     layers = [
-        base.transform_filter("!datum.off").mark_line(clip=True, opacity=0.45).encode(order="sparsity:Q"),
-        base.transform_filter("!datum.off")
-        .mark_point(clip=True, filled=True, size=75, opacity=1)
-        .encode(shape=_shape(looks)),
+        on.mark_line(clip=True, opacity=0.45, aria=False).encode(order="sparsity:Q"),
+        on.mark_point(**SOLID).encode(**points),
     ]
     if shown["off"].any():
-        hollow = base.transform_filter("datum.off").mark_point(**HOLLOW)
-        layers.append(hollow.encode(shape=_shape(looks)))
+        layers.append(base.transform_filter("datum.off").mark_point(**HOLLOW).encode(**points))
     convention = "honest count" if field == "ratio" else "papers' convention"
     return _spec(
         alt.layer(*layers), data, f"{metric or 'metric'} against training FLOPs, {convention}: {_first(part, 'task')}"
     )
 
 
-def curves(part: pd.DataFrame, looks: Mapping[str, Look], field: str, title: str, level: float) -> dict[str, Any]:
-    """One task: a line a run of `field` against step; the signal `level` (a sparsity, -1: all) says which runs."""
+def curves(part: pd.DataFrame, looks: Mapping[str, Look], field: str, title: str) -> dict[str, Any]:
+    """One task: a line a run of `field` against step; a run with one value is a point, or it would not be seen."""
     import altair as alt
 
     shown = part.loc[part[field].notna(), ["run", "method", "sparsity", "seed", "step", field]]
-    shown = shown.assign(**{field: shown[field].map(lambda v: float(f"{v:.4g}"))})
-    # Dotted names and nulls would need escapes in Vega's expressions, so a dense run has level -1.
+    labels = [f"{_name(row)}, seed {row.seed:.0f}" for row in each(shown)]
+    shown = shown.assign(label=labels, alone=shown.groupby("run")["step"].transform("size") == 1)
     data = _Datasets()
-    chart = (
-        alt.Chart(data.name(shown.assign(sparsity=shown["sparsity"].fillna(-1))))
-        .mark_line(strokeWidth=1.1, opacity=0.75)
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=field == "density")),
-            color=_colour(looks),
-            detail="run:N",
-            tooltip=["method:N", "sparsity:Q", "seed:Q", "step:Q", f"{field}:Q"],
-        )
-        .add_params(alt.param(name="level", value=level))
-        .transform_filter("level < 0 || datum.sparsity < 0 || datum.sparsity == level")
+    axis = _axis(title) if field == "valid" else alt.Axis(format="~g", tickCount=5)
+    base = alt.Chart(data.name(shown.drop(columns=["sparsity", "seed"]))).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(format="~s", tickCount=5)),
+        y=alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=field == "density"), axis=axis),
+        color=_colour(looks),
+        detail="run:N",
+        description="label:N",
     )
-    return _spec(chart, data, f"{title} of each run against step: {_first(part, 'task')}", height=200)
+    layers = [base.transform_filter("!datum.alone").mark_line(strokeWidth=1.1, opacity=0.75)]
+    if shown["alone"].any():
+        points = base.transform_filter("datum.alone").mark_point(filled=True, size=40, opacity=0.75)
+        layers.append(points.encode(shape=_shape(looks)))
+    return _spec(alt.layer(*layers), data, f"{title} of each run against step: {_first(part, 'task')}", height=220)
 
 
 def ratio_chart(part: pd.DataFrame, looks: Mapping[str, Look], title: str) -> dict[str, Any]:
@@ -105,18 +101,28 @@ def ratio_chart(part: pd.DataFrame, looks: Mapping[str, Look], title: str) -> di
 
     data = _Datasets()
     order = [name for name in looks if name in set(part["method"])]
+    lines = {name: wrap(name, 26) for name in order}
     means = part.groupby("method")[["value"]].mean().reset_index()
-    y = alt.Y("method:N", title=None, sort=order)
-    x = alt.X("value:Q", title="÷ dense", scale=alt.Scale(zero=True))
-    tip = ["method:N", alt.Tooltip("value:Q", format=".3f")]
+    part, means = (
+        table.assign(row=table["method"].map(lambda name: "\n".join(lines[name]))) for table in (part, means)
+    )
+    y = alt.Y("row:N", title=None, sort=["\n".join(lines[name]) for name in order],
+              axis=alt.Axis(labelExpr="split(datum.label, '\\n')", minExtent=0))  # fmt: skip
+    x = alt.X("value:Q", title="÷ dense", scale=alt.Scale(zero=True), axis=alt.Axis(format=".3~g", tickCount=6))
+    dense = alt.Chart(alt.Data(values=[{"value": 1}]))
+    told = [f"{_name(row)}, {row.task}: {tables.ratio(row.value).text} of dense" for row in each(part)]
+    mean = [f"{row.method}, mean over cells: {tables.ratio(row.value).text} of dense" for row in each(means)]
     layers = [
-        alt.Chart(alt.Data(values=[{"value": 1}])).mark_rule(strokeDash=[5, 4], color="#000000").encode(x=x),
-        alt.Chart(data.name(part)).mark_point(filled=True, size=55, opacity=0.65).encode(
-            x=x, y=y, color=_colour(looks), shape=_shape(looks), tooltip=["task:N", "sparsity:Q", *tip]
+        dense.mark_rule(strokeDash=[5, 4], color="#000000", aria=False).encode(x=x),
+        alt.Chart(data.name(part.assign(label=told))).mark_point(filled=True, size=50, opacity=0.65).encode(
+            x=x, y=y, color=_colour(looks), shape=_shape(looks), description="label:N"
         ),
-        alt.Chart(data.name(means)).mark_tick(thickness=2.5, size=18, color="#222222").encode(x=x, y=y, tooltip=tip),
+        alt.Chart(data.name(means.assign(label=mean))).mark_tick(thickness=2.5, size=18, color="#222222").encode(
+            x=x, y=y, description="label:N"
+        ),
     ]  # fmt: skip
-    return _spec(alt.layer(*layers), data, f"{title}, ratio to dense by method", height=24 * len(order) + 10)
+    tall = max(24, 10 + 13 * max((len(found) for found in lines.values()), default=1))
+    return _spec(alt.layer(*layers), data, f"{title}, ratio to dense by method", height=tall * len(order) + 50)
 
 
 def realised(part: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Any]:
@@ -127,14 +133,19 @@ def realised(part: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Any]:
     scale, axis = alt.Scale(type="log", domain=span, nice=False), alt.Axis(format="~g", tickCount=5)
     x = alt.X("flops:Q", title="training FLOPs ÷ dense", scale=scale, axis=axis)
     y = alt.Y("time:Q", title="step time ÷ dense", scale=scale, axis=axis)
-    tip = [alt.Tooltip(f"{name}:Q", format=".3~f") for name in ("sparsity", "flops", "time", "share")]
-    base = alt.Chart(data.name(part[["method", "kernel", "sparsity", "flops", "time", "share", "simulated"]]))
-    base = base.encode(x=x, y=y, color=_colour(looks), shape=_shape(looks), tooltip=["method:N", "kernel:N", *tip])
+    shown = part[["method", "kernel", "sparsity", "flops", "time", "share", "simulated"]]
+    told = [
+        f"{_name(row)}, kernel {row.kernel}: FLOPs {tables.ratio(row.flops).text}, time {tables.ratio(row.time).text}"
+        f" of dense, realised share {tables.percent(row.share).text} %"
+        for row in each(shown)
+    ]
+    base = alt.Chart(data.name(shown.assign(label=told)))
+    base = base.encode(x=x, y=y, color=_colour(looks), shape=_shape(looks), description="label:N")
     ideal = alt.Data(values=[{"flops": edge, "time": edge} for edge in span])
     dense = alt.Data(values=[{"flops": edge, "time": 1} for edge in span])
     layers = [
-        alt.Chart(ideal).mark_line(strokeDash=[5, 4], color="#000000", strokeWidth=1).encode(x=x, y=y),
-        alt.Chart(dense).mark_line(strokeDash=[2, 3], color="#7F7F7F", strokeWidth=1).encode(x=x, y=y),
+        alt.Chart(ideal).mark_line(strokeDash=[5, 4], color="#000000", strokeWidth=1, aria=False).encode(x=x, y=y),
+        alt.Chart(dense).mark_line(strokeDash=[2, 3], color="#7F7F7F", strokeWidth=1, aria=False).encode(x=x, y=y),
         base.transform_filter("!datum.simulated").mark_point(**SOLID),
         base.transform_filter("datum.simulated").mark_point(**HOLLOW),
     ]
@@ -145,17 +156,29 @@ def _first(part: pd.DataFrame, column: str) -> str:
     return str(part[column].iloc[0]) if len(part) else ""
 
 
-class _Datasets(dict[str, dict[str, list[Any]]]):
-    """The named tables of one chart, as columns: a third of the bytes of rows; the page turns them into rows.
+def _name(row: Any) -> str:
+    return str(row.method) if math.isnan(row.sparsity) else f"{row.method} at {tables.level(row.sparsity).text}"
 
-    Handing altair the rows themselves would have it check each against the schema: seconds for a page.
-    """
+
+def _labels(part: pd.DataFrame, metric: str | None, field: str = "") -> list[str]:
+    """What a point of accuracy says of itself."""
+    labels = []
+    for row in each(part):
+        name = row.method if row.dense else _name(row)  # Dense runs stand at every level, and have none.
+        found = f"{name}: {tables.metric(row.mean, row.high - row.mean, metric).text} (n={row.n:.0f})"
+        found += f", FLOPs {tables.ratio(getattr(row, field)).text} of dense" if field else ""
+        labels.append(found + (", off target" if row.off else ""))
+    return labels
+
+
+class _Datasets(dict[str, list[dict[str, Any]]]):
+    """The named tables of one chart; handing altair the rows themselves would have it check each, for seconds."""
 
     def name(self, table: pd.DataFrame) -> Any:
         import altair as alt
 
         name = f"d{len(self)}"
-        self[name] = {str(key): [_plain(value) for value in table[key].tolist()] for key in table}
+        self[name] = [{str(key): _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
         return alt.NamedData(name=name)
 
 
@@ -189,24 +212,12 @@ def _clipped(part: pd.DataFrame) -> Any:
     return alt.Scale(domain=domain(part), zero=False, nice=False)
 
 
-def _tooltip(metric: str | None) -> list[Any]:
-    import altair as alt
-
-    share = ".2%" if metric and "acc" in metric else ".4g"
-    named = [alt.Tooltip(f"{k}:Q", format=share) for k in ("mean", "low", "high")]
-    return [
-        "method:N",
-        alt.Tooltip("sparsity:Q", format=".4~p"),
-        *named,
-        "n:Q",
-        "failed:Q",
-        alt.Tooltip("ratio:Q", format=".3f"),
-    ]
-
-
 def _spec(chart: Any, data: _Datasets, description: str, height: int = HEIGHT) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.properties(width="container", height=height, description=description).to_dict()
-    # The page names the mode itself; the bundle's version of Vega-Lite need not be the one altair was made for.
+    """The specification of a drawing that is `WIDTH` wide and `height` high with all that belongs to it."""
+    fit = {"type": "fit", "contains": "padding"}
+    properties = {"width": WIDTH, "height": height, "description": description, "autosize": fit}
+    spec: dict[str, Any] = chart.properties(**properties).to_dict(validate=False)  # The tests compile it.
+    # vl-convert names the schema itself: its version of Vega-Lite need not be the one altair was made for.
     for key in ("$schema", "config"):
         spec.pop(key, None)
     return spec | {"datasets": dict(data)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dstbench.reports.rows import each
 from dstbench.reports.series import Look, bounds, domain
+from dstbench.reports.tables import level, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +38,8 @@ def write(
     """Write every figure that has data to `out` as SVG and PNG (144 dots an inch); returns the paths, SVGs and PNGs."""
     import matplotlib
 
-    column = "valid" if curves["valid"].notna().any() else "loss"
+    # One value a run draws no line.
+    column = "valid" if curves.groupby("run")["valid"].count().max() > 1 else "loss"
     plots: dict[str, tuple[pd.DataFrame, str, Draw]] = {
         "accuracy-sparsity": (points, "task", lambda ax, part: _sparsity(ax, part, looks, metrics)),
         "accuracy-flops": (points[points["ratio"].notna()], "task", lambda ax, part: _flops(ax, part, looks, metrics)),
@@ -75,7 +78,8 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     shown = [name for name in looks if name in set(table["method"])]
-    wide = min(len(shown), 2 * columns)  # of the legend
+    room = 3.6 * columns / (0.5 + 0.07 * max(map(len, shown), default=1))  # in names, at 8 points
+    wide = max(1, min(len(shown), 2 * columns, int(room)))  # of the legend
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.2 * -(-len(shown) // wide) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(axes, names, strict=False):
@@ -101,7 +105,7 @@ def _sparsity(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: 
     for row in each(part[part["dense"].astype(bool)].drop_duplicates("method")):
         ax.axhline(row.mean, color=looks[row.method].colour, linestyle="--", linewidth=1)
     _label(ax, part, metrics, "sparsity, %")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+    ax.xaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
 
 
 def _flops(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], metrics: Mapping[str, str | None]) -> None:
@@ -117,8 +121,8 @@ def _steepest(curves: pd.DataFrame) -> pd.DataFrame:
     """Each task's runs at its highest sparsity and dense, with the title of their panel: more lines hide each other."""
     top = curves.groupby("task")["sparsity"].transform("max")
     shown = curves[curves["sparsity"].isna() | (curves["sparsity"] == top)].sort_values(["task", "run", "step"])
-    level = top.loc[shown.index].map(lambda s: "dense" if s != s else f"sparsity {100 * s:.4g} %")
-    return shown.assign(panel=shown["task"].astype(str) + ", " + level.astype(str))
+    shares = top.loc[shown.index].map(lambda s: "dense" if s != s else f"sparsity {level(s).text}")
+    return shown.assign(panel=shown["task"].astype(str) + ", " + shares.astype(str))
 
 
 def _curve(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look], field: str) -> None:
@@ -137,6 +141,9 @@ def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
                       alpha=0.7, jitter=False, legend=False, ax=ax)  # fmt: skip
     means = part.groupby("method")["value"].mean().reindex(order)
     ax.plot(means, range(len(order)), "|", color="#222222", markersize=11, markeredgewidth=2)
+    lines = [wrap(name, 26) for name in order]
+    size = 9 if max(map(len, lines), default=1) == 1 else 6
+    ax.set_yticks(range(len(order)), ["\n".join(line) for line in lines], fontsize=size)
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
     ax.set(xlabel="÷ dense", ylabel="", xlim=(0, None))
 
@@ -159,7 +166,7 @@ def _decades(axis: Axis) -> None:
     from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(lambda value, _: number(value, "g"))
     axis.set_minor_locator(LogLocator(subs=()))
 
 
@@ -179,7 +186,7 @@ def _label(ax: Axes, part: pd.DataFrame, metrics: Mapping[str, str | None], x: s
     name = metrics.get(part["task"].iloc[0]) or "metric"
     ax.set(xlabel=x, ylabel=f"test {name}" + (", %" if "acc" in name else ""), ylim=domain(part))
     if "acc" in name:
-        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+        ax.yaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
 
 
 def _palette(looks: Mapping[str, Look], part: pd.DataFrame) -> dict[str, Any]:

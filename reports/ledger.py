@@ -11,7 +11,7 @@ import pandas as pd
 from dstbench.reports import costs as boards_costs
 from dstbench.reports.rows import each, split
 from dstbench.reports.sections import FLOPS_NOTE
-from dstbench.reports.tables import Cell, Table, level, quantity, ratio, whole
+from dstbench.reports.tables import Cell, Table, level, number, quantity, ratio, whole
 
 QUANTITY = {"s": "seconds", "J": "joules", "B": "bytes"}
 MEMORY = "Bytes of parameters, gradients, optimiser state, masks and index plans alive at their maximum over a step."
@@ -53,17 +53,17 @@ def failures(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Table:
     for row in each(runs[runs["outcome"] != "counted"].sort_values(["task", "method", "sparsity", "seed"])):
         status = records[row.run]["status"]
         achieved = (records[row.run].get("sparsity") or {}).get("achieved")
-        name, reason = status["name"], status["reason"]
-        if name == "ok":
-            lost = row.outcome == "missing"
-            name, reason = ("off_target", reason) if lost else ("failed", "test metric is not finite")
+        shown = Cell("–") if achieved is None else Cell(f"{number(100 * achieved, '.2f')} %", achieved)
+        name, reason = row.ended, row.reason
         last = (status["traceback"] or "").strip().splitlines()[-1:]
         if last and last[0] not in reason:
             reason = f"{reason} · {last[0]}" if reason else last[0]
-        shown = "–" if achieved is None else f"{100 * achieved:.2f} %"
         rows.append([Cell(row.task), level(row.sparsity), Cell(row.method, style="strong"), whole(row.seed),
-                     Cell(name, style="bad"), Cell(reason), Cell(shown), Cell(row.file, style="muted")])  # fmt: skip
-    notes = ["Diverged, collapsed, timeout, oom and error count as chance; the others are missing in their cell."]
+                     Cell(name, style="bad"), Cell(reason), shown, Cell(row.file, style="muted")])  # fmt: skip
+    notes = [
+        "Diverged and collapsed count as chance; error, oom and timeout say nothing of accuracy, and like the others "
+        "leave their cell without that run."
+    ]
     headers = ["task", "sparsity", "method", "seed", "status", "reason", "achieved", "record"]
     return Table("failures", "Runs that failed or are missing", headers, rows, notes)
 
@@ -105,7 +105,7 @@ def methods(runs: pd.DataFrame, names: Mapping[str, Mapping[str, Any]], records:
     rows, before = [], ""
     for family, label, citation in found:
         tuning = "own" if label in own else "the task's"
-        head = Cell("" if family == before else family, style="strong")
+        head = Cell(family, style="muted" if family == before else "strong")  # On each row: rows can be sorted.
         rows.append([head, Cell(label, style="strong"), Cell(tuning), Cell(citation)])
         before = family
     return Table("methods", "Methods", ["family", "method", "tuning", "citation"], rows)

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from dstbench.reports.schema import FAILED, FIELDS, upgrade, validate
+from dstbench.reports.schema import CRASHED, FAILED, FIELDS, upgrade, validate
 
 NAME = re.compile(r"(?P<key>[0-9a-f]{12})-(?P<attempt>[1-9]\d*)\.json")
 SCALARS = {f"{block}.{name}": types for block, fields in FIELDS.items() for name, types in fields.items()
            if not {list, dict} & set(types)}  # fmt: skip
-DERIVED = ("run", "file", "setting", "conditions", "task", "method", "dense", "sparsity", "seed", "outcome", "stale")
+DERIVED = ("run", "file", "setting", "conditions", "task", "method", "dense", "sparsity", "seed", "outcome", "ended",
+           "reason", "stale")  # fmt: skip
 
 
 @dataclass
@@ -92,7 +93,9 @@ def _reason(problem: Exception) -> str:
 def frame(records: Sequence[Mapping[str, Any]], stale: Sequence[str] | set[str] = ()) -> pd.DataFrame:
     """One row a run: every scalar field as `block.field`, and the derived columns of `DERIVED`.
 
-    `run` is the position in `records`; `outcome` is "counted" (ended on target), "failed" (as chance) or "missing".
+    `run` is the position in `records`; `outcome` is "counted" (ended on target), "failed" (ended worthless: counts as
+    chance), "crashed" (says nothing of accuracy) or "missing"; `ended` is the status, or what the
+    figures say where it is "ok" and they are not; `reason` says why.
     """
     rows = [_row(position, record, stale) for position, record in enumerate(records)]
     table = pd.DataFrame(rows, columns=[*DERIVED, *SCALARS])
@@ -122,7 +125,8 @@ def _row(position: int, record: Mapping[str, Any], stale: Sequence[str] | set[st
     row |= {"dense": who["sparsity"] is None, "seed": who["seed"], "stale": who["key"] in stale}
     changed = {k: v for k, v in who["hyperparameters"].items() if k != "sparsity"}
     row |= {"setting": _setting(record, who["kernel"]), "conditions": _setting(record)}
-    return row | {"method": _label(who["method"], changed), "outcome": _outcome(record)}
+    outcome, ended, reason = _ended(record)
+    return row | {"method": _label(who["method"], changed), "outcome": outcome, "ended": ended, "reason": reason}
 
 
 def _label(name: str, changed: Mapping[str, Any] | None) -> str:
@@ -138,14 +142,21 @@ def _setting(record: Mapping[str, Any], kernel: str = "") -> str:
     return " · ".join(filter(None, [f"budget {who['budget']:g}", precision, kernel, who["device"], threads, allocator]))
 
 
-def _outcome(record: Mapping[str, Any]) -> str:
-    status = record["status"]["name"]
+def _ended(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Outcome, status and reason; what the figures say goes before the word "ok"."""
+    status, reason = record["status"]["name"], record["status"]["reason"]
     if status in FAILED:
-        return "failed"
-    if status != "ok" or (record.get("sparsity") or {}).get("on_target") is False:
-        return "missing"
+        return "failed", status, reason
+    if status in CRASHED:
+        return "crashed", status, reason
+    if status != "ok":
+        return "missing", status, reason
+    if (record.get("sparsity") or {}).get("on_target") is False:
+        return "missing", "off_target", reason
     test = record["score"]["test"]
-    return "counted" if test is not None and abs(test) < float("inf") else "failed"
+    if test is None or not abs(test) < float("inf"):
+        return "failed", "diverged", "the test metric is not finite"
+    return "counted", status, reason
 
 
 def _distinguish(table: pd.DataFrame, column: str, by: list[str], suffix: str) -> None:

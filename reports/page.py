@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dstbench.reports import boards, charts, costs, figures, ledger, realised, sections, series
+from dstbench.reports import boards, costs, figures, ledger, realised, sections, series
 from dstbench.reports.load import Loaded, frame, load
 from dstbench.reports.orderings import orderings
-from dstbench.reports.rows import split
+from dstbench.reports.plots import Chart, Plots, plots, speed_up
 from dstbench.reports.tables import Table
 
 SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "tie group")
@@ -35,15 +33,6 @@ class Summary:
 
 
 @dataclass
-class Chart:
-    """A Vega-Lite specification under an id, and what the reader must know beside it."""
-
-    id: str
-    spec: dict[str, Any]
-    note: str = ""
-
-
-@dataclass
 class Section:
     """The boards of one setting."""
 
@@ -54,8 +43,7 @@ class Section:
     cells: Table
     costs: list[Table]
     legend: Mapping[str, series.Look]
-    levels: list[float]
-    charts: dict[str, list[Chart]] = field(default_factory=dict)
+    charts: Plots
 
 
 @dataclass
@@ -80,7 +68,8 @@ def write(
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     cells = boards.cells(runs)
-    cells.drop(columns="seeds").to_csv(out / "cells.csv", index=False)
+    table = cells.drop(columns="seeds")
+    table.where(table != 0, 0).to_csv(out / "cells.csv", index=False)  # A signed zero is no figure in a file either.
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
@@ -107,7 +96,11 @@ def _section(
     levels = sorted(cells["sparsity"].dropna().unique()) or [float("nan")]
     suffix = f"-{position + 1}" if position else ""
     title = f"Leaderboard ({setting})" if settings > 1 else "Leaderboard"
-    section = Section(
+    points, ratios = series.points(cells, flops, runs), series.ratios(flops, memory, time)
+    curves = series.curves(runs, loaded.records)
+    metrics = dict(zip(cells["task"], cells["metric"], strict=True))
+    figures.write(folder, points, curves, ratios, looks, metrics, suffix)
+    return Section(
         setting=setting,
         leaderboard=sections.leaderboard(cells, flops, title),
         accuracy=[sections.by_sparsity(cells, level) for level in levels],
@@ -115,52 +108,15 @@ def _section(
         cells=sections.cell_table(cells),
         costs=ledger.costs(runs, loaded.records, flops, time, memory),
         legend=looks,
-        levels=[level for level in levels if level == level],
+        charts=plots(cells, points, curves, ratios, looks, f"s{position}"),
     )
-    points, ratios = series.points(cells, flops, runs), series.ratios(flops, memory, time)
-    curves = series.curves(runs, loaded.records)
-    section.charts = _charts(cells, points, curves, ratios, looks, f"s{position}")
-    figures.write(folder, points, curves, ratios, looks, _metrics(cells), suffix)
-    return section
 
 
 def _speed_up(runs: pd.DataFrame, folder: Path) -> SpeedUp:
     board, looks = realised.board(runs), series.looks(runs)
     figures.realised(folder, board, looks)
-    panels = split(board[board["time"].notna()], "panel")
-    drawn = [Chart(f"speed-{i}", charts.realised(part, looks), panel) for i, (panel, part) in enumerate(panels)]
-    return SpeedUp(realised.table(board), {name: looks[name] for name in looks if name in set(board["method"])}, drawn)
-
-
-def _metrics(cells: pd.DataFrame) -> dict[Any, str | None]:
-    return dict(zip(cells["task"], cells["metric"], strict=True))
-
-
-def _charts(
-    cells: pd.DataFrame, points: pd.DataFrame, curves: pd.DataFrame, ratios: pd.DataFrame,
-    looks: Mapping[str, series.Look], prefix: str,
-) -> dict[str, list[Chart]]:  # fmt: skip
-    metrics = _metrics(cells)
-    found: dict[str, list[Chart]] = {"sparsity": [], "flops": [], "papers": [], "ratios": [], "curves": []}
-
-    def add(group: str, spec: dict[str, Any], note: str = "") -> None:
-        found[group].append(Chart(f"{prefix}-{group}-{len(found[group])}", spec, note))
-
-    for task, part in split(points, "task"):
-        note = "; ".join(series.unseen(part, cells[cells["task"] == task]))
-        shown = f"{task} · not shown: {note}" if note else str(task)
-        add("sparsity", charts.accuracy_sparsity(part, looks, metrics[task]), shown)
-        for group, column in (("flops", "ratio"), ("papers", "papers")):
-            if part[column].notna().any():
-                add(group, charts.accuracy_flops(part, looks, metrics[task], column), shown)
-    for measure in dict.fromkeys(ratios["measure"]):
-        add("ratios", charts.ratio_chart(ratios[ratios["measure"] == measure], looks, measure), measure)
-    level = curves["sparsity"].max() if curves["sparsity"].notna().any() else -1
-    for task, part in split(curves, "task"):
-        for column, title in (("loss", "training loss"), ("valid", "metric on valid"), ("density", "density")):
-            if part[column].notna().any():
-                add("curves", charts.curves(part, looks, column, title, float(level)), f"{task} · {title}")
-    return found
+    legend = {name: looks[name] for name in looks if name in set(board["method"])}
+    return SpeedUp(realised.table(board), legend, speed_up(board, looks))
 
 
 def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -182,14 +138,10 @@ def _render(
     parts: Sequence[Section], speed: SpeedUp, about: Sequence[Table], runs: pd.DataFrame, loaded: Loaded
 ) -> str:
     import jinja2
-    import vl_convert
 
     loader = jinja2.PackageLoader("dstbench.reports", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "missing")}
-    bundle = files("itables") / "html"
-    specs = {chart.id: chart.spec for part in parts for group in part.charts.values() for chart in group}
-    specs |= {chart.id: chart.spec for chart in speed.charts}
+    counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "crashed", "missing")}
     return environment.get_template("index.html").render(
         parts=parts,
         speed=speed,
@@ -202,20 +154,7 @@ def _render(
         set_aside=len(loaded.set_aside),
         stale=int(runs["stale"].sum()),
         shapes=_shapes(),
-        vega=_script(vl_convert.javascript_bundle()),  # type: ignore[call-arg] # the stub lacks its default
-        datatables=_json((bundle / "dt_bundle.js").read_text(encoding="utf-8")),
-        datatables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
-        specs=_json(specs),
     )
-
-
-def _json(value: Any) -> str:
-    """JSON that no HTML parser can end early."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-
-
-def _script(source: str) -> str:
-    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _shapes() -> dict[str, str]:

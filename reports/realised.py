@@ -10,7 +10,7 @@ from dstbench.reports.boards import reference
 from dstbench.reports.costs import fit, timed
 from dstbench.reports.rows import each, split
 from dstbench.reports.statistics import t_interval
-from dstbench.reports.tables import Cell, Table, level, percent, ratio, whole
+from dstbench.reports.tables import Cell, Table, level, number, percent, ratio, whole
 
 PLACE = ["machine", "conditions", "task"]
 NOTE = (
@@ -60,8 +60,9 @@ def table(found: pd.DataFrame) -> Table:
     rows = []
     for row in each(found):
         remark = "; ".join(filter(None, [f"no time: {row.note}" if row.note else "", "simulated" * row.simulated]))
-        shown = Cell("–" if row.note else f"{1e3 * row.seconds:.4g} ms", row.seconds)
-        speedup = Cell("–", -1, "muted") if math.isnan(row.time) else Cell(f"{1 / row.time:.2f} ×", 1 / row.time)
+        shown = Cell("–" if row.note else f"{number(1e3 * row.seconds, '.4g')} ms", row.seconds)
+        faster = 1 / row.time
+        speedup = Cell("–", -1, "muted") if math.isnan(faster) else Cell(f"{number(faster, '.2f')} ×", faster)
         rows.append([*[Cell(str(getattr(row, name))) for name in places], level(row.sparsity),
                      Cell(row.method, style="strong"), Cell(row.kernel), ratio(row.flops), shown,
                      ratio(row.time, row.half), speedup, percent(row.share), whole(row.n),

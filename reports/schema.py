@@ -9,9 +9,10 @@ SCHEMA = 1
 # Schema n -> a function from a record of schema n to one of schema n + 1.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-FAILED = ("diverged", "collapsed", "timeout", "oom", "error")
+FAILED = ("diverged", "collapsed")  # A result: the method trained to nothing.
+CRASHED = ("timeout", "oom", "error")  # No result: the program, the machine or its clock ended the run.
 MISSING = ("off_target", "interrupted", "skipped")
-STATUSES = ("ok", *FAILED, *MISSING)
+STATUSES = ("ok", *FAILED, *CRASHED, *MISSING)
 
 NULL = type(None)
 NUMBER = (int, float)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pandas as pd
 
 from dstbench.reports.boards import standing
@@ -16,8 +19,9 @@ FORMULA = (
     "error is common to all methods."
 )
 RULES = (
-    "A failed run counts as chance (r = 0). A method with a missing or incomplete cell (off target, interrupted, "
-    "skipped, not run) gets no rank; dense methods are references."
+    "A run that diverged or collapsed is a result and counts as chance (r = 0). One stopped by error, oom or timeout "
+    "says nothing of accuracy: its cell lacks it, as one off target, interrupted, skipped or not run. A method with "
+    "such a cell, or with no run that ended at all, gets no rank; dense methods are references."
 )
 
 
@@ -31,7 +35,7 @@ def leaderboard(table: pd.DataFrame, flops: pd.DataFrame, title: str) -> Table:
         place = Cell("–" if pd.isna(row.rank) else f"{row.rank:.0f}", 1e9 if pd.isna(row.rank) else row.rank, "strong")
         group = "reference" if row.dense else f"not ranked: {row.why}" if row.why else f"{row.group:.0f}"
         cells = Cell(f"{row.cells}/{row.of}", row.cells / max(1, row.of), "" if row.cells == row.of else "bad")
-        rows.append([place, Cell(row.method, style="strong"), percent(row.retention, row.half), cells, whole(row.n),
+        rows.append([place, Cell(row.method, style="strong"), _kept(row), cells, whole(row.n),
                      ratio(cost.ratio), ratio(cost.papers), ratio(cost.inference),
                      Cell(group, style="muted")])  # fmt: skip
     headers = ["rank", "method", "retention, %", "cells", "runs", "training FLOPs ÷ dense",
@@ -77,7 +81,7 @@ def by_sparsity(table: pd.DataFrame, sparsity: float) -> Table:
     for row in each(board):
         place = Cell("–" if pd.isna(row.rank) else f"{row.rank:.0f}", 1e9 if pd.isna(row.rank) else row.rank, "strong")
         shown = [_score(found[row.method, task]) for task in tasks]
-        rows.append([place, Cell(row.method, style="strong"), *shown, percent(row.retention, row.half)])
+        rows.append([place, Cell(row.method, style="strong"), *shown, _kept(row)])
     name = "no sparse method" if sparsity != sparsity else f"sparsity {level(sparsity).text}"
     headers = ["rank", "method", *[f"{task}{_unit(part, task)}" for task in tasks], "retention, %"]
     notes = ["Mean ± 95 % t-interval over n seeds of the test metric at the last step. Ranked by retention over tasks."]
@@ -89,29 +93,30 @@ def _unit(part: pd.DataFrame, task: str) -> str:
     return f", {name} %" if name and "acc" in name else f", {name}" if name else ""
 
 
-def _score(row: object) -> Cell:
-    state, failed = row.state, row.failed  # type: ignore[attr-defined]
-    if state == "failed":
-        return Cell("failed", -1e9, "bad")
-    if state == "missing":
-        return Cell(f"missing ({row.missing})" if row.missing else "not run", -2e9, "bad")  # type: ignore[attr-defined]
-    shown = metric(row.mean, row.half, row.metric)  # type: ignore[attr-defined]
-    marks = [f"n={row.n}"]  # type: ignore[attr-defined]
-    marks += [f"{failed} failed"] * bool(failed)
-    marks += [f"{row.missing} missing"] * bool(row.missing)  # type: ignore[attr-defined]
-    marks += [f"{row.stale} stale"] * bool(row.stale)  # type: ignore[attr-defined]
-    text = f"{shown.text}{row.star} ({', '.join(marks)})"  # type: ignore[attr-defined]
-    return Cell(text, shown.order, "bad" if failed or state != "ok" else "")
+def _kept(row: Any) -> Cell:
+    """A method's retention; "failed" where none of its runs ended, which no figure stands for."""
+    return Cell("failed", -1e9, "bad") if row.failed else percent(row.retention, row.half)
+
+
+def _score(row: Any) -> Cell:
+    if row.state in ("failed", "missing"):
+        text = f"{row.state} ({row.statuses})" if row.statuses else "not run"
+        return Cell(text, -1e9 if row.state == "failed" else -2e9, "bad")
+    shown = metric(row.mean, row.half, row.metric)
+    marks = [f"n={row.n}", row.statuses, f"{row.stale} stale" if row.stale else ""]
+    text = f"{shown.text}{row.star} ({', '.join(filter(None, marks))})"
+    return Cell(text, shown.order, "bad" if row.statuses or row.state != "ok" else "")
 
 
 def cell_table(table: pd.DataFrame) -> Table:
     """Every cell: mean, interval, n, retention, achieved sparsity."""
     rows = []
     for row in each(table.sort_values(["task", "sparsity", "method"])):
-        kept = percent(row.retention, row.retention_half)
-        state = Cell(row.state, style="muted" if row.state == "ok" else "bad")
+        kept = percent(row.retention, math.nan if row.state == "failed" else row.retention_half)
+        said = f"{row.state}: {row.reason}" if row.reason else row.state
+        state = Cell(said, style="muted" if row.state == "ok" and not row.reason else "bad")
         rows.append([Cell(row.task), level(row.sparsity), Cell(row.method, style="strong"), _score(row), whole(row.n),
-                     kept, percent(row.achieved), state])  # fmt: skip
+                     kept, percent(row.achieved, spec=".2f"), state])  # fmt: skip
     seeds = int(table["n"].max()) if len(table) else 0
     star = (
         "* : differs from dense by a paired sign test over seeds."
@@ -120,9 +125,9 @@ def cell_table(table: pd.DataFrame) -> Table:
     )
     notes = [
         "On target: the achieved density is within 1 % of the target density, or one weight, or one unit of a "
-        "structured method up to 5 %. Runs off target, interrupted or skipped are missing in their cell, which is then "
-        "incomplete or missing. Intervals are Student's t; failed runs count as chance. Dense runs count at every "
-        "sparsity level.",
+        "structured method up to 5 %. A cell is failed where nothing ended, incomplete where some runs crashed or are "
+        "off target, interrupted or skipped, missing where all are. Intervals are Student's t; runs that diverged or "
+        "collapsed count as chance. Dense runs count at every sparsity level.",
         star,
     ]
     headers = ["task", "sparsity", "method", "test metric", "n", "retention, %", "achieved sparsity, %", "state"]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dstbench.reports.rows import each
+from dstbench.reports.tables import level
 
 # Okabe and Ito 2008, "Color universal design"; grey stands for its yellow, which is too light for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
@@ -102,10 +103,10 @@ def unseen(part: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     low, high = domain(part) if len(part) else (-math.inf, math.inf)
     named = cells.loc[cells["state"] == "failed", ["method", "sparsity"]].assign(why="failed")
     out = part.loc[(part["mean"] < low) | (part["mean"] > high), ["method", "sparsity"]].assign(why="outside")
-    return [f"{method} at {100 * sparsity:.4g} % {why}" for method, sparsity, why in each(pd.concat([named, out]))]
+    return [f"{method} at {level(sparsity).text} {why}" for method, sparsity, why in each(pd.concat([named, out]))]
 
 
-def curves(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], budget: int = 9000) -> pd.DataFrame:
+def curves(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], budget: int = 5000) -> pd.DataFrame:
     """Curves of the runs as bins of steps: `step`, mean `loss`, last `density` and `valid` of each bin, one row a bin.
 
     The number of bins a run falls with the number of runs, from 60 to 8, to hold about `budget` rows.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from textwrap import wrap
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Table:
         return "\n".join([*lines, "", *[line for note in self.notes for line in (_pipe(note), "")]])
 
     def text(self) -> str:
-        """Columns aligned for a terminal, the notes beneath."""
-        grid = [list(self.headers), *[[cell.text for cell in row] for row in self.rows]]
+        """Columns aligned for a terminal, long cells on several lines, the notes beneath."""
+        folded = [[wrap(cell.text, 44, break_on_hyphens=False) or [""] for cell in row] for row in self.rows]
+        grid = [list(self.headers), *[list(line) for row in folded for line in zip_longest(*row, fillvalue="")]]
         widths = [max(len(row[i]) for row in grid) for i in range(len(self.headers))]
         pad = [str.rjust if figure else str.ljust for figure in self.figures]
         lines = ["  ".join(p(t, w) for p, t, w in zip(pad, row, widths, strict=True)).rstrip() for row in grid]
@@ -58,41 +61,66 @@ def _pipe(text: str) -> str:
     return " ".join(safe.split())
 
 
-def percent(mean: float, half: float = math.nan, style: str = "") -> Cell:
+def number(value: float, spec: str) -> str:
+    """The value in a format of Python's; the one way that a figure becomes text on any board.
+
+    A dash for nan, ∞ for what is infinite, no sign on what rounds to nothing, four digits and an exponent where writing
+    it out would take ten or more.
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = format(value, spec if abs(value) < 1e9 else ".4g")
+    return text.removeprefix("-") if not text.strip("-0.,") else text
+
+
+def spread(mean: str, half: float, spec: str) -> str:
+    """A mean that is already text, ± the half width where there is one."""
+    return mean if math.isnan(half) else f"{mean} ± {number(half, spec)}"
+
+
+def percent(mean: float, half: float = math.nan, style: str = "", spec: str = ".1f") -> Cell:
     """A share as per cent, ± the half width where there is one."""
     if math.isnan(mean):
         return Cell("–", -math.inf, "muted")
-    return Cell(f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}"), mean, style)
+    return Cell(spread(number(100 * mean, spec), 100 * half, spec), mean, style)
 
 
 def metric(mean: float, half: float, name: str | None) -> Cell:
     """A metric's mean ± half width: accuracies in per cent, others with four digits."""
     if name is None or "acc" in name or math.isnan(mean):
         return percent(mean, half)
-    return Cell(f"{mean:.4g}" + ("" if math.isnan(half) else f" ± {half:.2g}"), mean)
+    return Cell(spread(number(mean, ".4g"), half, ".2g"), mean)
 
 
 def ratio(mean: float, half: float = math.nan) -> Cell:
-    """A ratio with three decimals below 10, the half width where it shows."""
+    """A ratio with three decimals, two digits below a hundredth; the half width where it shows."""
     if math.isnan(mean):
         return Cell("–", math.inf, "muted")
-    return Cell(f"{mean:.3f}" + (f" ± {half:.3f}" if half >= 0.0005 else ""), mean)
+    text = number(mean, ".2g" if 0 < abs(mean) < 0.01 else ".3f")
+    return Cell(spread(text, half if half >= 0.0005 else math.nan, ".3f"), mean)
 
 
 def quantity(value: float, unit: str) -> Cell:
     """A value with an SI prefix, four digits: 1.234 G; bytes in binary prefixes."""
     if math.isnan(value):
         return Cell("–", math.inf, "muted")
-    step, prefixes = (1024, ("", "Ki", "Mi", "Gi", "Ti")) if unit == "B" else (1000, ("", "k", "M", "G", "T", "P", "E"))
-    power = min(len(prefixes) - 1, max(0, math.floor(math.log(abs(value), step)))) if value else 0
-    return Cell(f"{value / step**power:.4g} {prefixes[power]}{unit}".rstrip(), value)
+    step, names = (1024, " Ki Mi Gi Ti") if unit == "B" else (1000, " k M G T P E")
+    scaled, prefixes = value, names.split(" ")
+    # The rounded figure decides, so that 999,999 is 1 M and not 1000 k.
+    while math.isfinite(value) and abs(float(f"{scaled:.4g}")) >= step and len(prefixes) > 1:
+        scaled, prefixes = scaled / step, prefixes[1:]
+    return Cell(f"{number(scaled, '.4g')} {prefixes[0]}{unit}".rstrip(), value)
 
 
 def level(sparsity: float) -> Cell:
     """A sparsity level in per cent; a dash where it does not apply."""
-    return Cell("–" if math.isnan(sparsity) else f"{100 * sparsity:.4g} %", -1 if math.isnan(sparsity) else sparsity)
+    if math.isnan(sparsity):
+        return Cell("–", -1)
+    return Cell(f"{number(100 * sparsity, '.6g')} %", sparsity)
 
 
 def whole(value: float) -> Cell:
     """A count."""
-    return Cell("–", -1, "muted") if math.isnan(value) else Cell(f"{value:,.0f}", value)
+    return Cell("–", -1, "muted") if math.isnan(value) else Cell(number(value, ",.0f"), value)

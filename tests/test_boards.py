@@ -69,7 +69,7 @@ def test_a_task_only_dense_ran_leaves_others_complete():
 
 def test_a_failed_run_counts_as_chance_and_a_failed_cell_counts_0():
     records = replace(grid(rigl=0.8), "diverged", method="rigl", task="digits/mlp", sparsity=0.95)
-    records = replace(records, "oom", method="rigl", task="digits/vit", sparsity=0.95, seed=1)
+    records = replace(records, "collapsed", method="rigl", task="digits/vit", sparsity=0.95, seed=1)
     table = cells(frame(records))
     whole = pick(table, task="digits/mlp", sparsity=0.95, method="rigl")
     assert (whole["state"], whole["retention"], whole["retention_half"], whole["n"]) == ("failed", 0, 0, 3)
@@ -83,9 +83,65 @@ def test_a_failed_run_counts_as_chance_and_a_failed_cell_counts_0():
 
 def test_a_wholly_failed_cell_of_one_seed_still_leaves_an_interval():
     records = [r for r in grid(rigl=0.8) if not (r["id"]["sparsity"] == 0.95 and r["id"]["task"] == "digits/mlp")]
-    records.append(make("rigl", 0.95, 0, status="error"))
+    records.append(make("rigl", 0.95, 0, status="diverged"))
     row = pick(standing(cells(frame(records))), method="rigl")
     assert row["cells"] == 4 and row["half"] > 0
+
+
+@pytest.mark.parametrize("status", ["error", "oom", "timeout", "diverged", "collapsed"])
+def test_a_method_whose_only_run_failed_is_shown_failed_and_never_ranked(status):
+    worse_than_chance = make("set", 0.9, 0, 0.05)
+    records = [make("dense", None, 0, 0.9), worse_than_chance, make("bug", 0.9, status=status)]
+    table = cells(frame(records))
+    row = pick(table, method="bug")
+    assert (row["state"], row["statuses"], row["reason"]) == ("failed", f"1 {status}", f"{status}: because")
+    board = standing(table)
+    assert list(board["method"]) == ["set", "bug", "dense"] and list(board["rank"].dropna()) == [1]
+    assert pick(board, method="bug")["why"] == f"1 of 1 failed: {status}: because"
+    runs = frame(records)
+    for shown in (leaderboard(table, costs.flops(runs), "L"), by_sparsity(table, 0.9), cell_table(table)):
+        (line,) = [[cell.text for cell in row] for row in shown.rows if "bug" in [cell.text for cell in row]]
+        assert any(text.startswith("failed") for text in line) and not any("±" in text for text in line)
+    assert "1 of 1 failed: " in leaderboard(table, costs.flops(runs), "L").text()
+    assert (status in ("error", "oom", "timeout")) == math.isnan(row["retention"])
+
+
+@pytest.mark.parametrize("status", ["error", "oom", "timeout"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_crash_says_nothing_of_a_method_so_its_cell_lacks_that_run(status, seeds):
+    records = grid(rigl=0.8, set=0.7)
+    for seed in range(seeds):
+        records = replace(records, status, method="rigl", task="digits/mlp", sparsity=0.9, seed=seed)
+    table = cells(frame(records))
+    row = pick(table, task="digits/mlp", sparsity=0.9, method="rigl")
+    assert (row["n"], row["failed"], row["crashed"]) == (3 - seeds, 0, seeds)
+    assert row["state"] == ("failed" if seeds == 3 else "incomplete") and len(row["seeds"]) == 3 - seeds
+    board = standing(table)
+    assert pick(board, method="set")["rank"] == 1 and math.isnan(pick(board, method="rigl")["rank"])
+    assert pick(board, method="rigl")["why"] == f"1 of 4 cells {row['state']}: {status}: because"
+    # What did end is not lowered by what did not.
+    assert pick(board, method="rigl")["retention"] == pytest.approx(0.875, abs=0.01)
+
+
+def test_a_cell_of_diverged_and_crashed_runs_is_failed_but_no_result():
+    records = replace(grid(rigl=0.8), "diverged", method="rigl", task="digits/mlp", sparsity=0.9)
+    table = cells(frame(replace(records, "error", method="rigl", task="digits/mlp", sparsity=0.9, seed=2)))
+    assert pick(table, task="digits/mlp", sparsity=0.9, method="rigl")["statuses"] == "2 diverged, 1 error"
+    why = pick(standing(table), method="rigl")["why"]
+    assert why == "1 of 4 cells failed: diverged: because (and 1 other reason)"
+
+
+def test_nothing_ended_of_a_method_though_not_all_of_it_was_run():
+    records = [r for r in grid(rigl=0.8) if r["id"]["sparsity"] == 0.9 or r["id"]["method"] != "rigl"]
+    records += [make("set", level, 0, 0.7) for level in (0.9, 0.95)]
+    records = replace(records, "diverged", method="rigl")
+    row = pick(standing(cells(frame(records))), method="rigl")
+    assert row["failed"] and row["why"] == "6 of 6 failed: diverged: because" and math.isnan(row["rank"])
+
+
+def test_a_run_off_target_did_end():
+    found = [make("rigl", 0.9, 0, status="off_target"), make("rigl", 0.9, 1, status="error"), make("dense", None)]
+    assert pick(cells(frame(found)), method="rigl")["state"] == "incomplete"
 
 
 @pytest.mark.parametrize("status", ["off_target", "interrupted", "skipped"])
@@ -230,7 +286,12 @@ def test_accuracy_board_and_cell_table_show_what_failed_and_what_is_stale():
     stale = next(r["id"]["key"] for r in records if r["id"]["method"] == "rigl" and r["id"]["sparsity"] == 0.95)
     table = cells(frame(records, {stale}))
     text = by_sparsity(table, 0.95).markdown()
-    assert "| failed |" in text and "n=3, 1 failed" in text and "missing (3)" in text and "n=3, 1 stale" in text
+    assert (
+        "| failed (3 timeout) |" in text
+        and "n=2, 1 error" in text
+        and "missing (3 off_target)" in text
+        and "n=3, 1 stale" in text
+    )
     assert "digits/mlp, accuracy %" in text and "80.0 ± 2.5 (n=3)" in text
     shown = cell_table(table)
     assert len(shown.rows) == len(table) == 16

@@ -150,7 +150,7 @@ def test_failures_name_status_reason_and_last_line():
         "| error | RuntimeError · ValueError: last words |" in text
         and "| off_target | achieved 0.5 | 90.00 % |" in text
     )
-    assert "| failed | test metric is not finite |" in text
+    assert "| diverged | the test metric is not finite |" in text
 
 
 def test_machines_versions_methods_stale_and_files():
@@ -168,7 +168,8 @@ def test_machines_versions_methods_stale_and_files():
     found = ledger.methods(frame(records), names, records)
     assert "| dynamic | rigl | the task's | Evci et al. 2020 |" in found.markdown()
     assert [row[1].text for row in found.rows] == ["rigl", "set", "x", "y"] and found.rows[1][2].text == "own"
-    assert [row[0].text for row in found.rows] == ["dynamic", "–", "", ""], "a family is named once"
+    assert [row[0].text for row in found.rows] == ["dynamic", "–", "–", "–"], "a sorted row keeps its family"
+    assert [row[0].style for row in found.rows] == ["strong", "strong", "muted", "muted"]
     runs = frame(records, {records[0]["id"]["key"]})
     assert len(ledger.stale(runs).rows) == 1 and "--retry stale" in ledger.stale(runs).markdown()
     assert "| a.json | why |" in ledger.files("f", "F", [(Path("x/a.json"), "why")], "note").markdown()

@@ -144,13 +144,14 @@ def test_failed_records_may_lack_every_block():
         record = make(status=status) | dict.fromkeys(("machine", "code", "stamps"))
         validate(record)
         row = frame([record]).iloc[0]
-        assert math.isnan(row["score.test"]) and row["outcome"] in ("failed", "missing")
+        assert math.isnan(row["score.test"]) and row["outcome"] in ("failed", "crashed", "missing")
 
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [("ok", "counted"), ("diverged", "failed"), ("collapsed", "failed"), ("timeout", "failed"), ("oom", "failed"),
-     ("error", "failed"), ("off_target", "missing"), ("interrupted", "missing"), ("skipped", "missing")],
+    [("ok", "counted"), ("diverged", "failed"), ("collapsed", "failed"), ("timeout", "crashed"),
+     ("oom", "crashed"), ("error", "crashed"), ("off_target", "missing"),
+     ("interrupted", "missing"), ("skipped", "missing")],
 )  # fmt: skip
 def test_outcomes(status, outcome):
     assert frame([make(status=status)]).loc[0, "outcome"] == outcome

@@ -36,29 +36,28 @@ def grid(methods=("rigl", "set"), tasks=("digits/mlp", "digits/vit"), seeds=3, d
 
 
 class Outline(HTMLParser):
-    """Tags opened and never closed, ids, addresses, table cells, and JSON scripts."""
+    """Tags opened and never closed, ids, addresses, table cells, drawings and scrollers."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.ids, self.addresses, self.cells, self.scripts = [], [], [], [], {}
+        self.open, self.ids, self.addresses, self.cells, self.drawings, self.scrollers = [], [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids += [attrs["id"]] if "id" in attrs else []
         self.addresses += [attrs[k] for k in ("src", "href") if k in attrs]
+        self.drawings += [attrs] if tag == "svg" and "aria-hidden" not in attrs else []
+        self.scrollers += [attrs] if "scroll" in attrs.get("class", "").split() else []
         if tag not in VOID:
-            self.open.append((tag, attrs.get("id")))
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         if tag not in VOID:
-            assert self.open.pop()[0] == tag
+            assert self.open.pop() == tag
 
     def handle_data(self, data):
-        tag, name = self.open[-1] if self.open else ("", None)
-        if tag == "script" and name:
-            self.scripts[name] = data
-        elif tag == "td":
+        if self.open and self.open[-1] == "td":
             self.cells.append(data)
 
 
@@ -93,11 +92,55 @@ def test_the_report_is_complete_and_offline(tmp_path):
     } <= set(outline.ids)
     anchors = {a[1:] for a in outline.addresses if a.startswith("#")}
     assert anchors and anchors <= set(outline.ids)
-    specs = json.loads(outline.scripts["specs"])
-    # 2 tasks × (sparsity, two FLOPs conventions, three curves, speed-up) and five ratios.
-    assert len(specs) == 2 * 7 + 5 and set(specs) <= set(outline.ids)
-    assert "export{" in json.loads(outline.scripts["datatables"])
     assert text.count("One multiply-add = 2 FLOPs") >= 3
+
+
+def test_charts_stand_in_the_page_at_their_size_without_any_script(tmp_path):
+    _, text, outline = page(store(tmp_path, grid()), tmp_path)
+    # 2 tasks × (sparsity, two FLOPs conventions, three curves at two levels, speed-up) and five ratios.
+    assert len(outline.drawings) == 2 * (3 + 3 * 2 + 1) + 5
+    for drawing in outline.drawings:
+        assert drawing["role"] == "img" and drawing["aria-label"]
+        assert drawing["viewbox"] == f"0 0 {drawing['width']} {drawing['height']}"
+    assert set(re.findall(r"url\(#(.*?)\)", text)) <= set(outline.ids)
+    assert all(size in text for size in ("Sparsity 90 %", "Sparsity 95 %"))
+    assert text.count("<script") == 1 and "eval" not in text and "<noscript" not in text
+    bare = Outline(re.sub(r"<script.*?</script>", "", text, flags=re.S))
+    assert (len(bare.drawings), bare.cells) == (len(outline.drawings), outline.cells)
+
+
+def test_the_element_that_scrolls_takes_the_keyboard_and_no_other_does(tmp_path):
+    _, text, outline = page(store(tmp_path, grid()), tmp_path)
+    assert len(outline.scrollers) == text.count("<table")
+    assert all(s["tabindex"] == "0" and s["role"] == "region" and s["aria-label"] for s in outline.scrollers)
+    screen, printed = text[text.index("<style>") : text.index("</style>")].split("@media print")
+    assert re.findall(r"([^{}]*){[^{}]*overflow: auto", screen) == ["\n.scroll "]
+    assert ".scroll.long { overflow: visible; max-height: none" in printed and "position: static" in printed
+
+
+def test_a_page_without_runs_links_to_nothing_that_is_not_there(tmp_path):
+    _, _, outline = page(tmp_path, tmp_path)
+    assert {a[1:] for a in outline.addresses if a.startswith("#")} <= set(outline.ids)
+
+
+def test_a_crashed_method_is_failed_with_its_reason_on_every_board(tmp_path):
+    records = [make("dense", None, 0, 0.9), make("set", 0.9, 0, 0.05), make("bug", status="error")]
+    summary, text, outline = page(store(tmp_path, records), tmp_path)
+    said = "not ranked: 1 of 1 failed: error: because"
+    assert said in outline.cells and "failed: error: because" in outline.cells and "<b>1</b> failed" in text
+    assert said in (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
+    lines = [line.split() for line in summary.leaderboard.splitlines()[4:7]]
+    assert [line[:2] for line in lines] == [["1", "set"], ["–", "bug"], ["–", "dense"]] and "failed" in lines[1]
+    assert "1 of 1 failed" in summary.leaderboard and "0.0 ± 0.0" not in summary.leaderboard
+
+
+def test_no_figure_of_a_report_is_a_signed_zero(tmp_path):
+    records = [*grid(seeds=2), *[make("low", level, s, 0.1 - 1e-5 * s) for level in (0.9, 0.95) for s in range(2)]]
+    summary, _, outline = page(store(tmp_path, records), tmp_path)
+    texts = [*outline.cells, *re.split(r"\s+", summary.leaderboard)]
+    texts += (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8").split()
+    texts += (tmp_path / "report" / "cells.csv").read_text(encoding="utf-8").replace(",", "\n").split()
+    assert not [text for text in texts if re.search(r"(?<![\w.])-0(\.0*)?(?![\d.])", text)]
 
 
 def test_leaderboard_for_the_terminal_is_compact(tmp_path):
@@ -172,9 +215,8 @@ def test_records_are_shown_never_run(tmp_path):
     records[-1]["status"]["reason"] = evil
     _, text, outline = page(store(tmp_path, records), tmp_path, names={"rigl": {"citation": evil}})
     assert outline.cells.count(evil) > 10 and "<script>alert(1)" not in text
-    assert len(re.findall(r"<script\b", text.split("<script type", 1)[0])) == 0
+    assert len(re.findall(r"<script\b", text.lower())) == 1
     assert "&lt;script&gt;alert(1)" in text
-    assert any(evil in str(spec) for spec in json.loads(outline.scripts["specs"]).values())
     assert "<script" not in (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
 
 
@@ -218,12 +260,13 @@ def test_135_runs_take_seconds(tmp_path):
     write(tmp_path / "nothing", tmp_path / "warm")
     start = time.process_time()
     summary = write(tmp_path, tmp_path / "report")
-    assert time.process_time() - start < 10  # 3 s alone; other work on the machine stretches it
-    assert summary.index.stat().st_size < 4_000_000
+    # 10 s on one slow core, most of it matplotlib's; other work on the machine stretches it.
+    assert time.process_time() - start < 30
+    assert summary.index.stat().st_size < 1_000_000
 
 
 def test_importing_reports_is_light():
-    heavy = ("torch", "altair", "vl_convert", "seaborn", "matplotlib", "itables", "scipy", "jinja2")
+    heavy = ("torch", "altair", "vl_convert", "seaborn", "matplotlib", "scipy", "jinja2")
     code = f"import sys, dstbench.reports.page; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,30 +1,36 @@
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const url = URL.createObjectURL(new Blob([read("datatables")], { type: "text/javascript" }));
-const { default: DataTable } = await import(url);
-URL.revokeObjectURL(url);
+// Sorting by a column and filtering of long tables; without a script the page lacks these two and nothing else.
+const order = (row, column) => {
+  const cell = row.cells[column];
+  return cell.dataset.order === undefined ? cell.textContent : Number(cell.dataset.order.replace("inf", "Infinity"));
+};
+const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+const sort = (head, body) => {
+  const falling = head.getAttribute("aria-sort") === "ascending";
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+  const rows = [...body.rows].sort((a, b) => compare(order(a, head.cellIndex), order(b, head.cellIndex)));
+  body.append(...(falling ? rows.reverse() : rows));
+};
 for (const table of document.querySelectorAll("table.data")) {
-  const many = table.tBodies[0].rows.length > 12;
-  new DataTable(table, { paging: false, info: false, searching: many, order: [], autoWidth: false, layout: { topStart: many ? "search" : null, topEnd: null, bottomStart: null, bottomEnd: null } });
-}
-const config = {
-  view: { stroke: null },
-  font: "system-ui, sans-serif",
-  axis: { labelColor: "#5a6472", titleColor: "#1c2330", titleFontWeight: 600, gridColor: "#e9ecf1", domainColor: "#9aa3af", tickColor: "#9aa3af" },
-};
-const rows = (columns) => {
-  const names = Object.keys(columns);
-  return (columns[names[0]] ?? []).map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
-};
-const views = [];
-for (const [id, spec] of Object.entries(read("specs"))) {
-  for (const name in spec.datasets) spec.datasets[name] = rows(spec.datasets[name]);
-  const { view } = await vegaEmbed(document.getElementById(id), spec, { mode: "vega-lite", renderer: "svg", actions: false, config });
-  views.push([id, view]);
-}
-document.querySelectorAll("select.level").forEach((select, part) => {
-  select.addEventListener("change", () => {
-    const mine = views.filter(([id]) => id.startsWith(`s${part}-curves-`));
-    mine.forEach(([, view]) => view.signal("level", Number(select.value)).runAsync());
+  const body = table.tBodies[0];
+  for (const head of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sort(head, body));
+    head.append(button);
+  }
+  if (body.rows.length <= 16) continue;
+  const filter = document.createElement("input");
+  const frame = table.parentNode;
+  filter.type = "search";
+  filter.className = "filter";
+  filter.placeholder = "Filter rows";
+  filter.setAttribute("aria-label", `Filter rows of ${frame.getAttribute("aria-label")}`);
+  filter.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
   });
-});
-document.documentElement.dataset.ready = views.length;
+  frame.before(filter);
+}
+document.documentElement.dataset.ready = "";
