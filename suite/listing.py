@@ -51,4 +51,4 @@ def status(results: Path, keys: Iterable[str] | None = None) -> str:
 def _kernels() -> list[dict[str, Any]]:
     from dstbench.suite.kernels import KERNELS
 
-    return [{"name": name, "what": (kind.__doc__ or "").split("\n")[0]} for name, kind in KERNELS.items()]
+    return [{"name": name, "what": entry.what} for name, entry in KERNELS.items()]
