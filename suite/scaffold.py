@@ -21,6 +21,9 @@ RUNS = {
 }
 
 
+TESTED = "  # begins with the same check"
+
+
 class Refused(ValueError):
     """Nothing was written; the text says why, and how to mend it."""
 
@@ -47,14 +50,14 @@ def write(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
     return list(paths)
 
 
-def advice(kind: str, name: str, paths: list[Path]) -> str:
-    """What to do with the files of `write`, as commands."""
+def advice(kind: str, name: str, paths: list[Path], me: str = "dstbench") -> str:
+    """What to do with the files of `write`, as commands of `me`, the program as it was called."""
     file, test = (shlex.quote(str(path)) for path in paths)
     lines = [
-        f"dstbench check {file}",
-        f"pytest {test}",
-        f"dstbench run --plugin {file} {RUNS[kind].format(name=name)}",
-        f"dstbench report --plugin {file}",
+        f"{me} check {file}",
+        f"pytest {test}" + (TESTED if kind == "method" else ""),
+        f"{me} run --plugin {file} {RUNS[kind].format(name=name)}",
+        f"{me} report --plugin {file}",
     ]
     return "\n".join([f"wrote {file} and {test}; make it yours, then:", "", *(f"  {line}" for line in lines)])
 
