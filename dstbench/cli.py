@@ -153,7 +153,7 @@ def status(
     from dstbench.suite import listing, planfile
     from dstbench.suite import plan as plans
 
-    arguments.folder(results, "--results")
+    arguments.folder(results, "--results", made=results == Path("results"))
     arguments.folder(data_root, "--data-root")
     runs = None
     if plan is not None:
@@ -204,6 +204,8 @@ def check(
     """Check that a method or a task keeps its contract."""
     if all_ == bool(target):
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
+    if target.endswith(".py"):
+        arguments.files([Path(target)], "NAME|FILE")
     files, number, beds = arguments.files(plugin), arguments.whole(jobs, "--jobs"), arguments.names(task, "--task")
     arguments.folder(data_root, "--data-root")
     arguments.kernel(kernel)

@@ -102,7 +102,7 @@ class Commands(TyperGroup):
     def helped(self, ctx: Any, command: str | None) -> None:
         """Print the help of a command, or of all."""
         if command is None:
-            typer.echo(self.get_help(ctx), nl=False)
+            typer.echo(self.get_help(ctx))
         elif command not in self.commands:
             near = difflib.get_close_matches(command, self._shown(), 1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._shown())}"
@@ -126,7 +126,9 @@ def plainly(error: Any) -> str:
         near = difflib.get_close_matches(option, _options(error), 1)
         mend = f"did you mean {near[0]}?" if near else "there is none of that name"
         missing = type(error).__name__ == "NoSuchOption"
-        return f"unknown option {option}; {mend}{_where(error)}" if missing else f"{option}: a value is expected"
+        if missing:
+            return f"unknown option {option}; {mend}{_where(error)}"
+        return f"{option}: {'it takes no value' if 'not take' in text else 'a value is expected'}"
     return f"{text[:1].lower()}{text[1:].rstrip('.')}" + ("" if "did you mean" in text else _where(error))
 
 

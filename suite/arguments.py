@@ -98,12 +98,12 @@ def statuses(retry: str | None) -> set[str]:
     return found
 
 
-def files(plugins: Iterable[Path] | None) -> list[str]:
+def files(plugins: Iterable[Path] | None, option: str = "--plugin") -> list[str]:
     """Plugin files as absolute paths: a worker process may have another working directory."""
     for path in plugins or ():
         if not path.is_file():
             wrong = "it is a folder, a file is expected" if path.is_dir() else "no such file"
-            raise typer.BadParameter(f"{path}: {wrong}", param_hint="--plugin")
+            raise typer.BadParameter(f"{path}: {wrong}", param_hint=option)
     return list(dict.fromkeys(str(p.resolve()) for p in plugins or ()))
 
 

@@ -231,7 +231,7 @@ def test_check_wants_a_name_or_all(arguments: list[str]) -> None:
 def test_check_of_what_is_not_there_is_one_message(tmp_path: Path) -> None:
     for arguments, message in (
         (["rigel"], "did you mean rigl"),
-        (["nowhere.py"], "no such plugin file"),
+        (["nowhere.py"], "NAME|FILE: nowhere.py: no such file"),
         (["rigl", "--task", "digits/mpl"], "unknown task 'digits/mpl'; did you mean digits/mlp"),
         (["rigl", "--kernel", "maskd"], "unknown kernel 'maskd'; did you mean masked?"),
         (["rigl", "--task", "cifar10/resnet18", "--data-root", str(tmp_path)], str(tmp_path)),
