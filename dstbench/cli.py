@@ -263,7 +263,7 @@ def new(
     from dstbench.suite import scaffold
 
     me = ctx.find_root().info_name or manners.NAME
-    typer.echo(scaffold.advice(kind, name, scaffold.write(kind, name, folder), me))
+    typer.echo(scaffold.advice(kind, name, scaffold.write(kind, name, folder, me), me))
 
 
 @app.command()

@@ -214,6 +214,7 @@ def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, pl
         yield "b", [Verdict("b: first", True, "fine")], 0.04
 
     monkeypatch.setattr(conformance, "results", results)
+    Path("mine.py").touch()
     result = call("check", "mine.py", "--task", "digits/vit, digits/mlp", "--kernel", "compact", "--plugin", plugin)
     lines = ["ok   a: first: fine", "BAD  a: second: not so", "a: 1 of 2 ok, 1.2 s", "ok   b: first: fine"]
     assert result.exit_code == 1 and result.output.splitlines() == [*lines, "b: 1 of 1 ok, 0.0 s"]
