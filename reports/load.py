@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ class Loaded:
     superseded: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def load(results: Path) -> Loaded:
-    """Read `results/records`; what cannot be read is set aside with its reason and the rest loads."""
+def load(results: Path, keys: Collection[str] | None = None) -> Loaded:
+    """Read `results/records`, or the runs of these `keys`; what cannot be read is set aside with its reason."""
     loaded, newest = Loaded(), {}  # type: ignore[var-annotated]
     folder = Path(results) / "records"
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -45,6 +45,8 @@ def load(results: Path) -> Loaded:
         entry = (record["id"]["key"], attempt, rank, path, record)
         newest.setdefault(identity, []).append(entry)
     for entries in newest.values():
+        if keys is not None and not any(entry[0] in keys for entry in entries):
+            continue
         last = _newest(entries)
         loaded.records.append(last[4] | {"file": last[3].name})
         loaded.superseded += [(e[3], f"replaced by {last[3].name}") for e in entries if e is not last]

@@ -56,14 +56,18 @@ class SpeedUp:
 
 
 def write(
-    results: Path, out: Path, stale: Collection[str] = (), names: Mapping[str, Mapping[str, Any]] | None = None
+    results: Path,
+    out: Path,
+    stale: Collection[str] = (),
+    names: Mapping[str, Mapping[str, Any]] | None = None,
+    keys: Collection[str] | None = None,
 ) -> Summary:
     """Read `results/records` and write index.html, leaderboard.md, cells.csv and figures/ to `out`.
 
-    `stale`: keys of records whose method has changed since; `names`: method -> {"family", "citation"}. OSError where
-    `out` cannot be written.
+    `stale`: keys of records whose method has changed since; `names`: method -> {"family", "citation"}; `keys`: those of
+    the records that count (None: all). OSError where `out` cannot be written.
     """
-    loaded = load(Path(results))
+    loaded = load(Path(results), keys)
     runs = frame(loaded.records, set(stale))
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)

@@ -8,27 +8,24 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from dstbench.suite import plan, registry
+from dstbench.suite import kernels, plan, registry
 from dstbench.suite.plugins import FAILURES
-from dstbench.suite.values import near
-
-if TYPE_CHECKING:
-    from dstbench.suite.checks.subject import Subject
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
 TASKS = ("digits/mlp", "digits/vit")  # the second for methods of transformers
 LIMIT = 300.0  # seconds, of a method whose checks never end
+HOLDS = "holds"
 RESUME = "resuming after any step is bit-exact"
 ELSEWHERE = "defaults are the same in another process"
 
@@ -85,12 +82,12 @@ def check_all(
     Each method has two processes of one forkserver: one that checks it, and one that has never seen it and resumes
     its run after every step. Before any starts: RegistryError for an unknown name, DataError where data is missing.
     """
-    from dstbench.suite.kernels import KERNELS
-
     for name in names:
         registry.find("method", name, plugins)
-    if kernel not in KERNELS:
-        raise registry.RegistryError(f"unknown kernel {kernel!r}; {near(kernel, list(KERNELS))}")
+    try:
+        kernels.known(kernel)
+    except ValueError as why:
+        raise registry.RegistryError(str(why)) from None
     for name in tasks:
         plan.own_data(registry.task(name, plugins), data_root, False).prepare()
     return _check_all(names, Given("", tuple(tasks), kernel, tuple(plugins), data_root), jobs)
@@ -169,6 +166,7 @@ def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> 
 def _work(work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
     from dstbench.suite.executors import contained
 
+    os.dup2(2, 1)  # what a plugin prints is no verdict
     with contained():
         return work(given)
 
@@ -186,12 +184,15 @@ def examine(given: Given) -> list[Verdict]:
         return [Verdict(f"{name}: can be made", False, explain(error, subject.files))]
     if reason:
         return [Verdict(f"{name}: skips {subject.task_name}", True, reason)]
-    verdicts = [_verdict(subject, title, partial(test, subject)) for title, test in CHECKS.items()]
+    tests = {title: partial(test, subject) for title, test in CHECKS.items()}
+    tests[RESUME] = partial(write_states, subject, Path(given.file))
+    verdicts = judge(name, tests, subject.files)
+    if verdicts[-1] == Verdict(f"{name}: {RESUME}", True, HOLDS):  # for the other process to say
+        del verdicts[-1]
     for title, test in REPORTS.items():
         with suppress(*RAISED):
             verdicts.append(Verdict(f"{name}: {title}", True, test(subject)))
-    written = _verdict(subject, RESUME, partial(write_states, subject, Path(given.file)))
-    return verdicts if written.ok else [*verdicts, written]
+    return verdicts
 
 
 def resume(given: Given) -> list[Verdict]:
@@ -201,20 +202,46 @@ def resume(given: Given) -> list[Verdict]:
 
     subject = Subject.of(given)
     tests = {RESUME: resumes_after_any_step, ELSEWHERE: defaults_are_those_of_another_process}
-    return [_verdict(subject, title, partial(test, subject, Path(given.file))) for title, test in tests.items()]
+    path = Path(given.file)
+    return judge(subject.name, {title: partial(test, subject, path) for title, test in tests.items()}, subject.files)
 
 
-def _verdict(subject: Subject, title: str, test: Callable[[], str]) -> Verdict:
+def judge(
+    name: str,
+    tests: Mapping[str, Callable[[], str]],
+    files: Collection[str],
+    caught: tuple[type[BaseException], ...] = RAISED,
+) -> list[Verdict]:
+    """A verdict for each test; an exception that several of them meet is told once, with their number."""
     from dstbench.suite.checks.subject import NotChecked
 
-    name = f"{subject.name}: {title}"
-    try:
-        wrong = test()
-    except NotChecked as reason:
-        return Verdict(name, True, f"not checked: {reason}")
-    except RAISED as error:  # a plugin may raise anything: that is the verdict
-        wrong = explain(error, subject.files)
-    return Verdict(name, not wrong, wrong or "holds")
+    found: list[Verdict] = []
+    met: dict[tuple[Any, ...], list[int]] = {}  # what was raised where -> the place of its verdict, and how often more
+    for title, test in tests.items():
+        try:
+            wrong = test()
+        except NotChecked as reason:
+            found.append(Verdict(f"{name}: {title}", True, f"not checked: {reason}"))
+            continue
+        except caught as error:  # a plugin may raise anything: that is the verdict
+            wrong = explain(error, files)
+            place = met.setdefault(_raised(error, files), [len(found), -1])
+            place[1] += 1
+            if place[1]:
+                continue
+        found.append(Verdict(f"{name}: {title}", not wrong, wrong or HOLDS))
+    for at, more in met.values():
+        if more:
+            text = f"{found[at].text}; {more} more check{'s' * (more > 1)} ended there"
+            found[at] = replace(found[at], text=text)
+    return found
+
+
+def _raised(error: BaseException, files: Collection[str]) -> tuple[Any, ...]:
+    """The same for two errors of one statement: their kind, the last line of the plugin, and the line that raised."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [frame for frame in frames if frame[0] in files] or frames
+    return type(error), own[-1], frames[-1]
 
 
 def explain(error: BaseException, files: Collection[str]) -> str:
@@ -226,5 +253,5 @@ def explain(error: BaseException, files: Collection[str]) -> str:
 
 def files_of(kind: type) -> set[str]:
     """The files that a class and its bases are written in, the suite's own apart."""
-    modules = {k.__module__ for k in kind.__mro__ if k.__module__.split(".")[0] != "suite"}
+    modules = {k.__module__ for k in kind.__mro__ if not k.__module__.startswith("dstbench.suite.")}
     return {file for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))}

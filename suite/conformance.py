@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dstbench.suite import check, registry
-from dstbench.suite.check import Result, Verdict
+from dstbench.suite.check import Result
 from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import own_data
 from dstbench.suite.plugins import FAILURES
@@ -66,14 +67,8 @@ def _task(name: str, plugins: Sequence[str], data_root: str | None) -> Result:
     started = time.monotonic()
     task = own_data(registry.task(name, plugins), data_root, download=False)
     task.prepare()
-    verdicts = []
-    for title, test in CHECKS.items():
-        try:
-            wrong = test(task)
-        except FAILURES as error:  # a plugin may raise anything: that is the verdict
-            wrong = check.explain(error, check.files_of(type(task)))
-        verdicts.append(Verdict(f"{name}: {title}", not wrong, wrong or "holds"))
-    return name, verdicts, time.monotonic() - started
+    tests = {title: partial(test, task) for title, test in CHECKS.items()}
+    return name, check.judge(name, tests, check.files_of(type(task)), FAILURES), time.monotonic() - started
 
 
 # ---- the checks: each returns what is wrong, or "" ----

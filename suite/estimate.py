@@ -35,15 +35,12 @@ def training_flops(run: Run) -> tuple[float, float]:
 
 
 def total_flops(runs: Sequence[Run]) -> tuple[float, float]:
-    """The sum of `training_flops`; runs of broken tasks count nothing."""
+    """The sum of `training_flops`."""
     cache: dict[tuple[Any, ...], tuple[float, float]] = {}
     for run in runs:
         kind = _kind(run)
         if kind not in cache:
-            try:
-                cache[kind] = training_flops(run)
-            except registry.Broken:
-                cache[kind] = 0.0, 0.0
+            cache[kind] = training_flops(run)
     totals = [cache[_kind(run)] for run in runs]
     return sum(low for low, _ in totals), sum(high for _, high in totals)
 

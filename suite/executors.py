@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from dstbench.suite import record
+from dstbench.suite import logs, record
 from dstbench.suite.plan import Run
 
 PRELOAD = (
@@ -181,13 +181,15 @@ class _Watch:
             path = record.folder_of(self.results) / f"{self.run.key}-{written[-1]}.json"
             return record.read(path)["status"]["name"]
         record.write(record.empty(self.run, status, reason), self.results)
+        logs.add(logs.path(self.results, self.run.key), f"{status}: {reason}")
         return status
 
 
 def work(worker: str, run: dict[str, Any], results: str, shared: bool, start_method: str) -> str:
-    """In the child: call `worker` ("module:function") on the run."""
+    """In the child: call `worker` ("module:function") on the run; what it prints goes to the run's log."""
     module, _, function = worker.partition(":")
-    with contained():
+    asked = Run.from_json(run)
+    with logs.kept(logs.path(results, asked.key), str(asked)), contained():
         return getattr(importlib.import_module(module), function)(run, results, shared, start_method)
 
 

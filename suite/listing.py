@@ -10,13 +10,15 @@ from typing import Any
 from dstbench.suite import record, registry, values
 from dstbench.suite.lock import holder
 
-KINDS = ("methods", "tasks", "kernels")
+KINDS = ("methods", "tasks", "kernels", "plans")
 
 
 def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every method, task or kernel as a row; RegistryError for another word. Only kernels import torch."""
+    """Every method, task, kernel or embedded plan as a row; RegistryError for another word. None imports torch."""
     if what == "kernels":
         return _kernels()
+    if what == "plans":
+        return _plans()
     if what not in KINDS:
         raise registry.RegistryError(f"nothing to list as {what!r}; {values.near(what, KINDS)}")
     entries = registry.methods(plugins) if what == "methods" else registry.tasks(plugins)
@@ -51,4 +53,16 @@ def status(results: Path, keys: Iterable[str] | None = None) -> str:
 def _kernels() -> list[dict[str, Any]]:
     from dstbench.suite.kernels import KERNELS
 
-    return [{"name": name, "what": (kind.__doc__ or "").split("\n")[0]} for name, kind in KERNELS.items()]
+    return [{"name": name, "what": entry.what} for name, entry in KERNELS.items()]
+
+
+def _plans() -> list[dict[str, Any]]:
+    from dstbench.suite import planfile
+
+    rows = []
+    for path in sorted(planfile.FOLDER.glob("*.yaml")):
+        plan = planfile.read(path.stem)
+        counts = {"methods": len(plan.chosen()), "tasks": len(plan.tasks), "sparsities": len(plan.sparsity)}
+        head = " ".join(line.lstrip("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+        rows.append({"name": path.stem, **counts, "seeds": len(plan.seeds), "what": head.partition(". ")[0]})
+    return rows

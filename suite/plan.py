@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +94,8 @@ def expand(
 ) -> list[Run]:
     """The runs of a plan, each once, seed by seed; a method that trains every weight runs once per task and seed.
 
-    Prepares the data of every task: DataError where it is missing. A broken method or task still has its runs, which
-    will say so.
+    Prepares the data of every task: DataError where it is missing. Broken for a method or a task that cannot be loaded,
+    and for a method that wraps such a one.
     """
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
     shared = replace(shared, allocator=plan.allocator, plugins=tuple(plugins), data_root=data_root, download=download)
@@ -121,12 +120,14 @@ def resolve(device: str) -> str:
 
     from dstbench.suite.planfile import PlanError
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return "cuda" if there["cuda"] else "cpu"
-    if not there[device.split(":")[0]]:
-        raise PlanError(f"device {device!r}: torch finds none on this machine; take cpu or auto")
-    return device
+        return "cuda" if cuda else "cpu"
+    kind, _, number = device.partition(":")
+    if (kind == "mps" and torch.backends.mps.is_available()) or (kind == "cuda" and int(number or 0) < cuda):
+        return device
+    there = f"cuda:0 to cuda:{cuda - 1} alone" if cuda and kind == "cuda" else "none"
+    raise PlanError(f"device {device!r}: torch finds {there} on this machine; take cpu or auto")
 
 
 def own_data(task: Task, data_root: str | None, download: bool) -> Task:
@@ -138,21 +139,15 @@ def _with_method(
     plan: Plan, name: str, given: Mapping[str, Any], plugins: Sequence[str]
 ) -> tuple[bool, dict[str, Any]]:
     entry = registry.find("method", name, plugins)
-    given = {**given, **_set(plan, name, plugins)}
-    sparse = entry.sparse
-    with suppress(registry.Broken):  # the run will say so
-        given = registry.nondefault(entry, given)
-        sparse = registry.sparse(entry, given)
-    return sparse, {"method": name, "method_version": entry.version, "hyperparameters": given}
+    given = registry.nondefault(entry, {**given, **_set(plan, name, plugins)})
+    for inner in registry.wrapped(entry, given):
+        inner.load()
+    return registry.sparse(entry, given), {"method": name, "method_version": entry.version, "hyperparameters": given}
 
 
 def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:
     entry = registry.find("task", name, plugins)
-    given = _set(plan, name, plugins)
-    try:
-        recipe = registry.nondefault(entry, given)
-    except registry.Broken:  # the run will say so
-        return {"task": name, "task_version": entry.version, "recipe": given, "precision": plan.precision}
+    recipe = registry.nondefault(entry, _set(plan, name, plugins))
     task = own_data(registry.task(name, plugins, recipe), root, download)
     task.prepare()
     recipe.pop("precision", None)  # has a place of its own

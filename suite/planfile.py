@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,26 +10,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dstbench.suite import registry
+from dstbench.suite import fields, kernels, registry
 from dstbench.suite.registry import Broken, Entry
 from dstbench.suite.values import near
+from dstbench.suite.words import shown, wanted
 
 FOLDER = Path(__file__).parent / "plans"
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 Where = Callable[[Sequence[Any]], str]
-
-
-def seconds(text: Any) -> Any:
-    """ "2h", "1h30m", "90s" or a number of seconds, as seconds; ValueError for anything else."""
-    if text is None:
-        return text
-    parts = re.findall(r"([0-9.]+)\s*([smhd]?)", str(text).strip().lower())
-    if not parts or re.sub(r"[0-9.]+\s*[smhd]?\s*", "", str(text).strip().lower()):
-        raise ValueError("a time such as 90s, 15m, 2h or 1h30m is expected")
-    total = sum(float(number) * UNITS[unit] for number, unit in parts)
-    if total <= 0:
-        raise ValueError("a time above 0 is expected")
-    return total
+Share = Annotated[float, BeforeValidator(fields.sparsity)]
+Chosen = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(fields.method)]
 
 
 class PlanError(ValueError):
@@ -43,29 +31,24 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = ""
-    methods: list[str | dict[str, dict[str, Any] | None]] = Field(min_length=1)
+    methods: list[Chosen] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
-    sparsity: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9], min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
-    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    sparsity: list[Share] = Field(default=[0.9], min_length=1)
+    seeds: Annotated[list[int], BeforeValidator(fields.seeds)] = Field(default=[0], min_length=1)
+    budget: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     kernel: str = "masked"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, BeforeValidator(fields.device)] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     allocator: Literal["system", "tuned"] = "system"
-    timeout: Annotated[float | None, BeforeValidator(seconds)] = 24 * 3600.0
-    watts_per_core: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    timeout: Annotated[float | None, BeforeValidator(fields.seconds)] = 24 * 3600.0
+    watts_per_core: Annotated[float | None, Field(gt=0, le=1e4, allow_inf_nan=False)] = None
     set: dict[str, Any] = {}
 
     @field_validator("sparsity", mode="before")
     @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int | float) else value
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    def _several(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
 
     def chosen(self) -> list[tuple[str, dict[str, Any]]]:
         """The methods as (name, hyper-parameters of the list)."""
@@ -83,16 +66,18 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     """
     path = locate(plan)
     data = _load(path)
+    methods, tasks = registry.methods(plugins), registry.tasks(plugins)
     options = {k: v for k, v in (options or {}).items() if v is not None}
-    where = _places(path, data, options)
-    if "set" in options and isinstance(data.get("set"), Mapping | None):
-        options["set"] = {**(data.get("set") or {}), **options["set"]}
-    merged = {**data, **options}
+    merged, places = {**data, **options}, {}
+    if isinstance(data.get("set"), Mapping | None):
+        places = _flat(data.get("set") or {}, methods, tasks)
+        merged["set"] = {key: value for key, (_, value) in places.items()} | options.get("set", {})
+    where = _places(path, data, options, {key: location for key, (location, _) in places.items()})
     mistakes: list[str] = []
     try:
         found = Plan.model_validate(merged)
     except ValidationError as error:
-        mistakes = [_line(e, where) for e in error.errors()]
+        mistakes = _lines(error, where)
         wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
         parts = {k: [] if k in wrong else merged.get(k, []) for k in ("methods", "tasks", "set")}
         parts |= {"kernel": str(merged.get("kernel", "masked")), "allocator": "system"}
@@ -135,14 +120,35 @@ def _load(path: Path) -> Any:
     return data
 
 
-def _places(path: Path, data: Any, options: Mapping[str, Any]) -> Where:
+def _flat(
+    given: Mapping[Any, Any], methods: Mapping[str, Entry], tasks: Mapping[str, Entry], above: tuple[Any, ...] = ()
+) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Key of `set` -> (its place in the file, its value): a mapping under a name, or under a task's field, is nested.
+
+    `{rigl: {alpha: 0.1}}` is `{rigl.alpha: 0.1}`. A mapping under a method's field is that field's value.
+    """
+    found: dict[str, tuple[tuple[Any, ...], Any]] = {}
+    for key, value in given.items():
+        path = (*above, key)
+        whole = ".".join(map(str, path))
+        name, field = target(whole, {**methods, **tasks})
+        if isinstance(value, Mapping) and value and (not field or name in tasks):
+            found |= _flat(value, methods, tasks, path)
+        else:
+            found[whole] = ("set", *path), value
+    return found
+
+
+def _places(path: Path, data: Any, options: Mapping[str, Any], flat: Mapping[str, Sequence[Any]]) -> Where:
+    """Where a key of the plan stands: the option, or the file and its line; `flat`: the paths of the keys of `set`."""
+
     def where(location: Sequence[Any]) -> str:
         key = location[0] if location else None
-        if key in options and not (key == "set" and location[-1] in (data.get("set") or {})):
-            return f"--{key}"
+        if key in options and not (key == "set" and location[-1] in flat and location[-1] not in options["set"]):
+            return f"--{key}".replace("_", "-")
         line = 1
         node: Any = data
-        for step in location:
+        for step in flat.get(location[-1], location) if key == "set" else location:
             try:
                 positions: Any = node.lc
                 line = 1 + (positions.key if hasattr(node, "keys") else positions.item)(step)[0]
@@ -154,16 +160,25 @@ def _places(path: Path, data: Any, options: Mapping[str, Any]) -> Where:
     return where
 
 
-def _line(error: Any, where: Where) -> str:
-    """One mistake that pydantic found."""
-    location = error["loc"]
-    key = ".".join(str(part) for part in location if part not in ("str", "dict[str,nullable[dict[str,any]]]"))
-    if error["type"] == "extra_forbidden":
+def _lines(error: ValidationError, where: Where) -> list[str]:
+    """The mistakes that pydantic found, one for each place."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for mistake in error.errors():
+        found.setdefault(mistake["loc"], []).append(mistake)
+    return [_line(location, mistakes, where) for location, mistakes in found.items()]
+
+
+def _line(location: Sequence[Any], mistakes: Sequence[Any], where: Where) -> str:
+    key = ".".join(part for part in location if isinstance(part, str))
+    kind, given = mistakes[0]["type"], shown(mistakes[0]["input"])
+    if kind == "extra_forbidden":
         return f"{where(location)}: unknown key {key!r}; {near(str(location[-1]), list(Plan.model_fields))}"
-    if error["type"] == "missing":
+    if kind == "missing":
         return f"{where(())}: the key {key!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where(location)}: {key} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    place, text = where(location), wanted(mistakes)
+    if given in text and given[0] in "'\"":
+        return f"{place}: {text}"
+    return f"{place} is {given}: {text}" if place.startswith("--") else f"{place}: {key} is {given}: {text}"
 
 
 def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
@@ -173,19 +188,22 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
         for name, given in {chosen: None}.items() if isinstance(chosen, str) else chosen.items():
             if name not in known["method"]:
                 yield f"{where(('methods', index))}: {registry.miss('method', name, known['method'])}"
+            elif broken := known["method"][name].broken:
+                yield f"{where(('methods', index))}: {_refusal(known['method'][name], broken)}"
             else:
                 for field, text in _wrong(known["method"][name], given or {}):
                     yield f"{where(('methods', index, name, field))}: {text}"
     for index, name in enumerate(plan.tasks):
         if name not in known["task"]:
             yield f"{where(('tasks', index))}: {registry.miss('task', name, known['task'])}"
-    if plan.kernel != "masked":  # to know the others takes torch
-        from dstbench.suite import kernels
-
-        try:
+        elif broken := known["task"][name].broken:
+            yield f"{where(('tasks', index))}: {_refusal(known['task'][name], broken)}"
+    try:
+        kernels.known(plan.kernel)
+        if plan.kernel == "sparseprop":  # to know whether it is installed takes torch
             kernels.get(plan.kernel)
-        except ValueError as error:
-            yield f"{where(('kernel',))}: {error}"
+    except ValueError as error:
+        yield f"{where(('kernel',))}: {error}"
     if plan.allocator == "tuned":
         from dstbench.suite.kernels import allocator
 
@@ -196,11 +214,13 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
     for key, value in plan.set.items():
         name, field = target(key, both)
         place = where(("set", key))
-        if not name:
+        if key in both:
+            yield f"{place}: {key!r} is {shown(value)}: write {key}.FIELD=VALUE, or in a plan {key}: {{FIELD: VALUE}}"
+        elif not name:
             yield f"{place}: {key!r} names no METHOD_OR_TASK.FIELD; {near(key.partition('.')[0], list(both))}"
-        elif name not in used:
+        elif name not in used and plan.methods and plan.tasks:
             yield f"{place}: {key!r}: {name} is not in this plan, which has {', '.join(sorted(used))}"
-        else:
+        elif name in used and not both[name].broken:
             for _, text in _wrong(both[name], {field: value}):
                 yield f"{place}: {text}"
 
@@ -213,5 +233,9 @@ def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         values, errors = registry.check(entry, given)
         return list(errors.items()) or registry.refused(entry, values)
-    except Broken:  # the run will say so
-        return []
+    except Broken as error:
+        return [("", str(error))]
+
+
+def _refusal(entry: Entry, why: str) -> str:
+    return f"{entry.name!r} cannot run: {entry.origin} is broken: {why}"

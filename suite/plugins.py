@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,8 @@ def load(path: str | Path) -> ModuleType:
         raise ImportError(f"{path} is no Python file; a plugin is a file that ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # what it prints is no output of the command
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

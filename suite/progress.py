@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from dstbench.suite import record
+from dstbench.suite import logs, record
 from dstbench.suite.estimate import clock
 from dstbench.suite.executors import Executor, Outcome
 from dstbench.suite.plan import Run
@@ -36,7 +36,9 @@ def score(results: Path, outcome: Outcome) -> str:
     found = record.read(record.folder_of(results) / f"{outcome.run.key}-{numbers[-1]}.json")
     if found["score"]:
         return f"{found['score']['test']:.4g}"
-    return " ".join(found["status"]["reason"].split())[:200]
+    reason = " ".join(found["status"]["reason"].split())[:200]
+    log = logs.path(results, outcome.run.key)
+    return f"{reason}; log: {log}" if outcome.status == "error" and log.exists() else reason
 
 
 def line(done: int, total: int, outcome: Outcome, score: str, left: float) -> str:

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -249,9 +250,11 @@ def _installed(package: str) -> Iterator[Entry]:
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         entry = Entry(point.name, point.value, origin=origin)
         try:
-            yield described(entry, point.load())
+            with redirect_stdout(sys.stderr):  # what it prints is no output of the command
+                found = described(entry, point.load())
         except files.FAILURES as error:
-            yield replace(entry, broken=files.why(error))
+            found = replace(entry, broken=files.why(error))
+        yield found
 
 
 def _of_file(kind: str, path: Path) -> list[Entry]:

@@ -83,6 +83,8 @@ class _Execution:
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
         lines = traceback.format_exc().strip().splitlines()
+        if name == "error":
+            traceback.print_exc()  # whole, to the run's log
         return {"name": name, "reason": f"{type(why).__name__}: {why}", "traceback": "\n".join(lines[-12:])}
 
     # ---- the run -------------------------------------------------------------------------------------------------

@@ -25,12 +25,15 @@ class Refused(ValueError):
     """Nothing was written; the text says why, and how to mend it."""
 
 
-def write(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
-    """Write NAME.py and test_NAME.py of a method or task; Refused for a name that will not do, and never overwrites."""
+def write(kind: str, name: str, folder: str | Path = ".", me: str = "dstbench") -> list[Path]:
+    """Write NAME.py and test_NAME.py of a method or task, which say `me` of this program.
+
+    Refused for a name that will not do; nothing is overwritten.
+    """
     if kind not in KINDS:
         raise Refused(f"nothing to make as {kind!r}; {near(kind, KINDS)}")
     paths = {Path(folder) / f"{prefix}{name}.py": f"{prefix}{kind}.py.txt" for prefix in ("", "test_")}
-    names = {"name": name, "Class": "".join(map(str.capitalize, name.split("_"))), "contract": str(CONTRACT)}
+    names = {"name": name, "Class": "".join(map(str.capitalize, name.split("_"))), "contract": str(CONTRACT), "me": me}
     templates = {
         path: (resources.files("dstbench.suite") / "templates" / file).read_text("utf-8")
         for path, file in paths.items()
@@ -47,14 +50,14 @@ def write(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
     return list(paths)
 
 
-def advice(kind: str, name: str, paths: list[Path]) -> str:
-    """What to do with the files of `write`, as commands."""
+def advice(kind: str, name: str, paths: list[Path], me: str = "dstbench") -> str:
+    """What to do with the files of `write`, as commands of `me`, the program as it was called."""
     file, test = (shlex.quote(str(path)) for path in paths)
+    check = f"{me} check {file}"
     lines = [
-        f"dstbench check {file}",
-        f"pytest {test}",
-        f"dstbench run --plugin {file} {RUNS[kind].format(name=name)}",
-        f"dstbench report --plugin {file}",
+        f"pytest {test}  # begins with the whole of: {check}" if kind == "method" else f"{check} && pytest {test}",
+        f"{me} run --plugin {file} {RUNS[kind].format(name=name)}",
+        f"{me} report --plugin {file}",
     ]
     return "\n".join([f"wrote {file} and {test}; make it yours, then:", "", *(f"  {line}" for line in lines)])
 

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dstbench.suite.words import shown, wanted
+
 SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "True or False"),
     int: ((numbers.Integral,), "a whole number"),
@@ -40,7 +42,7 @@ def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, An
             try:
                 good[key] = coerce(typing.get_args(hint)[-1] if part else hint, value)
             except ValueError as error:
-                errors[key] = f"{name}.{key} is {value!r}: {error}"
+                errors[key] = f"{name}.{key} is {shown(value)}: {error}"
     return good, errors
 
 
@@ -64,10 +66,12 @@ def coerce(hint: Any, value: Any) -> Any:
     message = ""
     for reading in readings:
         try:
-            return adapter.validate_python(reading)
+            found = adapter.validate_python(reading)
         except ValidationError as error:
-            message = message or "; ".join(dict.fromkeys(e["msg"] for e in error.errors()))
-    raise ValueError(message[0].lower() + message[1:])
+            message = message or wanted(error.errors())
+        else:
+            return 0.0 if isinstance(found, float) and found == 0 else found  # -0.0 is no other value
+    raise ValueError(message)
 
 
 def read(text: str) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from conftest import Blobs
 from dstbench.suite import check, conformance, registry
-from dstbench.suite.check import Verdict
+from dstbench.suite.check import Verdict, judge
 from dstbench.suite.task import Batch, Task
 
 FAILING = Path(__file__).with_name("failing.py")
@@ -216,3 +216,22 @@ def test_names_and_files_that_are_not_there_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(registry.Broken, match="registers nothing"):
         list(conformance.results(str(tmp_path / "empty.py"), "digits/mlp", "masked"))
+
+
+def test_one_exception_is_told_once_and_others_apart() -> None:
+    def fails(text: str) -> str:
+        raise ValueError(text)
+
+    tests = {
+        "one": lambda: fails("at step 1"),
+        "two": lambda: "",
+        "four": lambda: 1 / 0,  # type: ignore[dict-item]
+        "five": lambda: "wrong",
+    }
+    tests = {**tests, "three": tests["one"]}
+    verdicts = judge("m", tests, {__file__})  # type: ignore[arg-type]
+    assert [(v.name, v.ok) for v in verdicts] == [
+        ("m: one", False), ("m: two", True), ("m: four", False), ("m: five", False),
+    ]  # fmt: skip
+    assert verdicts[0].text.startswith("ValueError: at step 1 (test_conformance.py:")
+    assert verdicts[0].text.endswith("; 1 more check ended there") and verdicts[3].text == "wrong"

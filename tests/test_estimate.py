@@ -28,12 +28,9 @@ def test_budgets_multiply() -> None:
     assert estimate.training_flops(Run("dense", "digits/mlp", recipe={"steps": 1, "batch": 1}))[0] == 6 * sum(SIZES)
 
 
-def test_totals_are_sums_and_broken_tasks_count_nothing(tmp_path: Any) -> None:
+def test_totals_are_sums() -> None:
     one = estimate.training_flops(Run("dense", "digits/mlp"))[0]
-    runs = [Run("dense", "digits/mlp", seed=s) for s in range(3)]
-    path = tmp_path / "broken.py"
-    path.write_text("register(Task(name='bad'))\n")
-    assert estimate.total_flops([*runs, Run("dense", "bad", plugins=(str(path),))]) == (3 * one, 3 * one)
+    assert estimate.total_flops([Run("dense", "digits/mlp", seed=s) for s in range(3)]) == (3 * one, 3 * one)
 
 
 def of(task: str, wall: float | None, budget: float = 1.0) -> dict[str, Any]:

@@ -53,17 +53,17 @@ def test_the_threads_asked_for_are_those_of_the_building_alone(monkeypatch) -> N
 
 
 def test_names_that_are_wrong_and_methods_that_skip_are_refused() -> None:
-    with pytest.raises(RegistryError, match="unknown kernel 'sparce'; choose one of masked"):
+    with pytest.raises(RegistryError, match="unknown kernel 'sparce'; did you mean sparse"):
         explain("static", "digits/mlp", 0.9, kernel="sparce")
     with pytest.raises(RegistryError, match="nm skips digits/mlp: "):
         explain("nm", "digits/mlp", 0.97)
 
 
 def test_the_command_prints_a_table_or_json() -> None:
-    result = call("explain", "--method", "dense", "--kernel", "masked")
+    result = call("explain", "dense", "--kernel", "masked")
     assert result.exit_code == 0 and "fc1" in result.output and "by route: masked 100.0%" in result.output
     found = json.loads(call("explain", "--sparsity", "0.95", "--kernel", "compact", "--json").output)
     assert found["routes"]["compact"] == pytest.approx(1)
-    wrong = call("explain", "--method", "rigel")
+    wrong = call("explain", "rigel")
     assert wrong.exit_code == 2 and "did you mean rigl" in said(wrong)
     assert call("explain", "--sparsity", "1.5").exit_code == 2

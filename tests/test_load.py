@@ -40,6 +40,18 @@ def test_the_newest_attempt_counts_and_older_ones_are_named(tmp_path):
     assert all("-10.json" in reason for _, reason in loaded.superseded)
 
 
+def test_the_runs_of_given_keys_alone_and_all_that_was_set_aside(tmp_path):
+    records = [make(seed=seed) for seed in range(3)]
+    for record in records:
+        put(tmp_path, record), put(tmp_path, record, 2)
+    put(tmp_path, "{", name="00000000000a-1.json")
+    wanted = {record["id"]["key"] for record in records[:2]}
+    loaded = load(tmp_path, wanted)
+    assert {record["id"]["key"] for record in loaded.records} == wanted and len(loaded.set_aside) == 1
+    assert {path.name[:12] for path, _ in loaded.superseded} == wanted
+    assert load(tmp_path, ()).records == [] and len(load(tmp_path).records) == 3
+
+
 def test_one_identity_under_two_keys_counts_once(tmp_path):
     old, new = make(test=0.5), make(test=0.6, stamps={"finished": "2025-02-01"})
     old["id"]["key"], new["id"]["key"] = "f" * 12, "0" * 12

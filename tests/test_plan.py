@@ -180,13 +180,16 @@ def test_missing_data_is_said_before_anything_runs(plugin: str) -> None:
         plans.expand(plan, [plugin], data_root="/empty")
 
 
-def test_broken_methods_and_tasks_keep_their_runs(tmp_path: Path) -> None:
-    path = tmp_path / "broken.py"
-    path.write_text(PLUGIN.replace('name="mine/task"', 'name="mine/task"') + "\n1 / 0\n")
-    runs = expand(str(path), methods=["thin", "static"], tasks=["mine/task", "digits/mlp"], set={"thin.alpha": "x"})
-    assert [(r.method, r.task) for r in runs] == [
-        ("thin", "mine/task"), ("static", "mine/task"), ("thin", "digits/mlp"), ("static", "digits/mlp"),
-    ]  # fmt: skip
+def test_a_method_that_cannot_be_loaded_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dstbench.suite import registry
+
+    known, tasks = registry.methods(), registry.tasks()
+    known["dense"] = replace(known["dense"], target="dstbench.methods.lost:Dense")
+    monkeypatch.setattr(registry, "_entries", lambda kind, plugins: known if kind == "method" else tasks)
+    with pytest.raises(registry.Broken, match="'dense' of built-in cannot be loaded: ModuleNotFoundError"):
+        plans.expand(planfile.Plan(methods=["dense"], tasks=["digits/mlp"], device="cpu"))
+    with pytest.raises(registry.Broken, match="'dense' of built-in cannot be loaded"):
+        plans.expand(planfile.Plan(methods=[{"ham": {"on": "dense"}}], tasks=["digits/mlp"], device="cpu"))
 
 
 def test_quick_is_135_runs() -> None:
@@ -203,4 +206,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlanError, match="device 'cuda:0': torch finds none"):
         plans.resolve("cuda:0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(PlanError, match="device 'cuda:2': torch finds cuda:0 to cuda:1 alone"):
+        plans.resolve("cuda:2")
     assert plans.resolve("auto") == "cuda" and plans.resolve("cuda:1") == "cuda:1"

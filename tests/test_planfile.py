@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dstbench.suite import planfile
-from dstbench.suite.planfile import Plan, PlanError
+from dstbench.suite.planfile import PlanError
 
 GOOD = """\
 name: good
@@ -69,21 +69,21 @@ set:
 """,
     )
     wanted = [
-        ":9: sparsity.1 is 1.0: input should be less than 1",
-        ":10: sparsity.2 is -0.1: input should be greater than or equal to 0",
-        ":11: sparsity.3 is 'high': input should be a valid number",
-        ":12: seeds.1 is -1: input should be greater than or equal to 0",
+        ":9: sparsity is 1.0: a share of zero weights from 0 up to 1 is expected, without 1 itself",
+        ":10: sparsity is -0.1: a share of zero weights",
+        ":11: sparsity is 'high': a share of zero weights",
+        ":12: seeds is [0, -1]: -1 is no seed and no range",
         ":13: unknown key 'buget'; did you mean budget?",
-        ":14: budget is 0: input should be greater than 0",
+        ":14: budget is 0: a number above 0 is expected",
         ":15: timeout is 'soon': a time such as",
-        ":16: threads is 0",
-        ":17: precision is 'fp8': input should be 'fp32', 'bf16' or 'fp16'",
-        ":18: device is 'gpu'",
-        ":19: unknown kernel 'fast'; choose one of masked, compact, sparse",
+        ":16: threads is 0: a number from 1 up is expected",
+        ":17: precision is 'fp8': 'fp32', 'bf16' or 'fp16' is expected",
+        ":18: unknown device 'gpu'; choose auto, cpu, mps, cuda or cuda:N",
+        ":19: unknown kernel 'fast'; there are: masked, compact, sparse",
         ":4: unknown method 'lin_breg'; did you mean linbreg",
         ":6: unknown task 'digits/mpl'; did you mean digits/mlp",
         ":21: digits/mlp.lr has no entry 'sdg' (given 0.1); did you mean sgd?",
-        ":22: digits/mlp.steps is 'many'",
+        ":22: digits/mlp.steps is 'many': a whole number is expected",
         ":23: 'digits/vit.steps': digits/vit is not in this plan",
         ":24: 'foo.x' names no METHOD_OR_TASK.FIELD",
     ]
@@ -124,34 +124,71 @@ def test_no_such_plan(tmp_path: Path) -> None:
 
 def test_options_replace_keys_and_mistakes_name_the_option(file: Path) -> None:
     file.write_text(GOOD + "seeds: 5\nset: {rigl.budget: 2}\n")
-    plan = planfile.read(file, {"seeds": ["3"], "sparsity": ["0.5"], "kernel": None, "set": {"digits/mlp.steps": "3"}})
+    plan = planfile.read(file, {"seeds": "3,", "sparsity": ["0.5"], "kernel": None, "set": {"digits/mlp.steps": "3"}})
     assert (plan.seeds, plan.sparsity, plan.kernel) == ([3], [0.5], "masked")
     assert plan.set == {"rigl.budget": 2, "digits/mlp.steps": "3"}
     found = mistakes(file, GOOD, seeds=["x"], methods=["foo"], set={"bar.x": "1"})
-    assert [line.split(":")[0] for line in found] == ["--seeds", "--methods", "--set"]
+    assert [line.replace(":", " ").split()[0] for line in found] == ["--seeds", "--methods", "--set"]
 
 
-def test_seeds_are_a_list_or_a_count() -> None:
-    both = {"methods": ["a"], "tasks": ["b"]}
-    assert Plan.model_validate({**both, "seeds": 3}).seeds == [0, 1, 2]
-    assert Plan.model_validate({**both, "seeds": [3]}).seeds == [3]
-    with pytest.raises(ValueError, match="seeds"):
-        Plan.model_validate({**both, "seeds": 0})
-    assert Plan.model_validate({**both, "sparsity": 0.5}).sparsity == [0.5]
+NESTED = """\
+set:
+  rigl: {alpha: 0.1}
+  rigl:itop:
+    alpha: 0.2
+  digits/mlp: {steps: 7, lr: {sgd: 0.5}}
+  digits/mlp.batch: 3
+"""
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("2h", 7200), ("1h30m", 5400), ("90s", 90), ("90", 90), (15, 15), ("1.5m", 90), ("1 d", 86400), (None, None)],
-)
-def test_times(text: object, wanted: float | None) -> None:
-    assert planfile.seconds(text) == wanted
+def test_set_may_be_nested(file: Path) -> None:
+    file.write_text(GOOD.replace("dense", "rigl:itop") + NESTED)
+    assert planfile.read(file, {"set": {"rigl.alpha": "0.3"}}).set == {
+        "rigl.alpha": "0.3",
+        "rigl:itop.alpha": 0.2,
+        "digits/mlp.steps": 7,
+        "digits/mlp.lr.sgd": 0.5,
+        "digits/mlp.batch": 3,
+    }
 
 
-@pytest.mark.parametrize("text", ["soon", "", "2x", "-3", "0", "h", "1h of rest"])
-def test_no_times(text: str) -> None:
-    with pytest.raises(ValueError, match="a time"):
-        planfile.seconds(text)
+def test_mistakes_in_a_nested_set_name_their_lines(file: Path) -> None:
+    text = (
+        GOOD + "set:\n  rigl:\n    alpha: x\n    alhpa: 1\n  digits/mlp:\n    lr: {sdg: 1}\n  dense: 3\n  foo: {x: 1}\n"
+    )
+    found = mistakes(file, text)
+    for line, part in zip(
+        found,
+        (
+            ":8: rigl.alpha is 'x': a number is expected",
+            ":9: rigl has no field 'alhpa'",
+            ":11: digits/mlp.lr has no entry 'sdg'",
+            ":12: 'dense' is 3: write dense.FIELD=VALUE, or in a plan dense: {FIELD: VALUE}",
+            ":13: 'foo.x' names no METHOD_OR_TASK.FIELD",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(part), (line, part)
+
+
+def test_a_number_alone_is_the_same_in_a_plan_and_as_an_option(file: Path) -> None:
+    for text, wanted in {"3": [0, 1, 2], "0": [0], "'3,'": [3], "0-3": [0, 1, 2, 3], "[3]": [3]}.items():
+        file.write_text(f"{GOOD}seeds: {text}\n")
+        assert planfile.read(file).seeds == wanted
+        file.write_text(GOOD)
+        assert planfile.read(file, {"seeds": text.strip("[']")}).seeds == wanted or text == "[3]"
+
+
+def test_what_a_plan_asks_of_a_broken_plugin_is_refused_with_its_line(tmp_path: Path, file: Path) -> None:
+    torn = tmp_path / "torn.py"
+    torn.write_text("from dstbench import register\n@register\nclass Torn: pass\nregister(Task(name='bad'))\n")
+    file.write_text("methods:\n  - dense\n  - torn\ntasks: [digits/mlp, bad]\n")
+    with pytest.raises(PlanError) as error:
+        planfile.read(file, plugins=[str(torn)])
+    for line, start in zip(str(error.value).splitlines(), (":3: 'torn'", ":4: 'bad'"), strict=True):
+        assert line.startswith(f"{file}{start} cannot run: plugin {torn} is broken: TypeError: register(Torn)")
+    file.write_text(GOOD)
+    assert planfile.read(file, plugins=[str(torn)]).tasks == ["digits/mlp"], "no harm to others"
 
 
 def test_target_takes_the_longest_name() -> None:

@@ -32,7 +32,7 @@ def call(*arguments: object) -> Result:
 
 
 def said(result: Result) -> str:
-    """All output, without the frame and line breaks of usage errors."""
+    """All output, without the frames and line breaks of help."""
     return " ".join((result.output + (result.stderr or "")).replace("│", " ").split())
 
 
@@ -44,19 +44,22 @@ def said(result: Result) -> str:
     [
         (["--methods", "rigel"], "--methods: unknown method 'rigel'; did you mean rigl"),
         (["--tasks", "digits/mpl"], "--tasks: unknown task 'digits/mpl'; did you mean digits/mlp"),
-        (["--methodes", "rigl"], "No such option: --methodes"),
+        (["--methodes", "rigl"], "error: unknown option --methodes; did you mean --methods?"),
         (["--set", "rigl.alfa=1"], "--set: rigl has no field 'alfa'"),
         (["--set", "digits/mlp.lr.sdg=1"], "did you mean sgd?"),
         (["--set", "rigl"], "METHOD_OR_TASK.FIELD=VALUE is expected"),
-        (["--sparsity", "1"], "--sparsity: sparsity.0 is '1': input should be less than 1"),
-        (["--seeds", "a"], "--seeds: seeds.0 is 'a'"),
-        (["--timeout", "soon"], "--timeout: timeout is 'soon'"),
+        (
+            ["--sparsity", "1"],
+            "--sparsity is '1': a share of zero weights from 0 up to 1 is expected",
+        ),
+        (["--seeds", "a"], "--seeds: 'a' is no whole number; seeds are a count"),
+        (["--timeout", "soon"], "--timeout is 'soon': a time such as"),
         (["--kernel", "fast"], "unknown kernel 'fast'"),
-        (["--allocator", "mine"], "--allocator: allocator is 'mine'"),
+        (["--allocator", "mine"], "--allocator is 'mine': 'system' or 'tuned' is expected"),
         (["--retry", "stael"], "unknown status 'stael'; did you mean stale?"),
         (["--plugin", "nowhere.py"], "nowhere.py"),
         (["--jobs", "0"], "--jobs"),
-        (["--device", "cuda:77"], "cuda:77"),
+        (["--device", "cuda:77"], "device 'cuda:77': torch finds"),
         (["nowhere.yaml"], "plan 'nowhere.yaml': no such file"),
         (["statsu"], "no command and no plan is named 'statsu'; did you mean status?"),
         (["list", "method"], "did you mean methods"),
@@ -76,11 +79,13 @@ def test_wrong_keys_of_a_plan_name_their_lines(tmp_path: Path) -> None:
         result = call(*arguments)
         assert result.exit_code == 2
         assert f"error: {path}:2: unknown key 'taks'; did you mean tasks?" in result.output + result.stderr
-        assert f"error: {path}:4: sparsity.0 is 1.5" in result.output + result.stderr
+        assert f"error: {path}:4: sparsity is 1.5: a share of zero weights" in result.output + result.stderr
 
 
 def test_missing_data_is_one_message(plugin: Path, tmp_path: Path) -> None:
-    result = call("--plugin", plugin, "--tasks", "blobs", "--data-root", "/empty", "--results", tmp_path / "r")
+    result = call(
+        "--plugin", plugin, "--tasks", "blobs", "--data-root", "/empty", "--download", "--results", tmp_path / "r"
+    )
     assert result.exit_code == 2 and "error: blobs: no folder /empty" in said(result)
     assert not (tmp_path / "r").exists()
 
@@ -126,12 +131,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[executors.Outcome]:
 def test_retry_repeats_the_statuses_it_names(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
     options = ["run", "--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5"]
     options += ["--seeds", "0,1", "--results", tmp_path]
-    assert call(*options).exit_code == 0 and len(fake) == 4
-    assert call(*options).exit_code == 0 and len(fake) == 4
+    assert call(*options).exit_code == 1 and len(fake) == 4
+    assert call(*options).exit_code == 1 and len(fake) == 4, "the plan's errors are still there"
     failed = call(*options, "--retry", "error,timeout")
-    assert failed.exit_code == 1, "all that ran failed"
+    assert failed.exit_code == 1 and call(*options, "--exit-zero").exit_code == 0
     assert {o.run.method for o in fake[4:]} == {"static"} and len(fake) == 6
-    more = ["--seeds", "0,1,2"]
+    more = ["--seeds", "0,1,2", "--methods", "dense"]
     assert call(*options, *more).exit_code == 0 and {o.run.seed for o in fake[6:]} == {2}
 
 
@@ -159,7 +164,7 @@ def test_retry_stale_repeats_what_another_source_made(
 
 
 def test_options_reach_the_runs(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
-    options = ["--seeds", "4", "--budget", "0.5", "--threads", "2", "--kernel", "compact", "--precision", "bf16"]
+    options = ["--seeds", "4,", "--budget", "0.5", "--threads", "2", "--kernel", "compact", "--precision", "bf16"]
     options += ["--timeout", "2m", "--data-root", "/d", "--download", "--save-models", "--set", "slow.alpha=0.5"]
     options += ["--set", "blobs.lr.sgd=0.2", "--device", "cpu", "--allocator", "tuned"]
     call("run", "--plugin", plugin, "--methods", "slow", "--tasks", "blobs", "--results", tmp_path, *options)
@@ -209,12 +214,13 @@ def test_check_prints_verdicts_and_a_summary(monkeypatch: pytest.MonkeyPatch, pl
         yield "b", [Verdict("b: first", True, "fine")], 0.04
 
     monkeypatch.setattr(conformance, "results", results)
+    Path("mine.py").touch()
     result = call("check", "mine.py", "--task", "digits/vit, digits/mlp", "--kernel", "compact", "--plugin", plugin)
     lines = ["ok   a: first: fine", "BAD  a: second: not so", "a: 1 of 2 ok, 1.2 s", "ok   b: first: fine"]
     assert result.exit_code == 1 and result.output.splitlines() == [*lines, "b: 1 of 1 ok, 0.0 s"]
-    assert call("check", "--all", "--jobs", "3", "--data-root", "data").exit_code == 0
+    assert call("check", "--all", "--jobs", "3", "--data-root", ".").exit_code == 0
     assert asked[0] == ("mine.py", ["digits/vit", "digits/mlp"], "compact", doctor.cores(), [str(plugin)], None)
-    assert asked[1] == ("", TASKS, "masked", 3, [], "data")
+    assert asked[1] == ("", TASKS, "masked", 3, [], ".")
 
 
 @pytest.mark.parametrize("arguments", [[], ["rigl", "--all"]])
@@ -226,7 +232,7 @@ def test_check_wants_a_name_or_all(arguments: list[str]) -> None:
 def test_check_of_what_is_not_there_is_one_message(tmp_path: Path) -> None:
     for arguments, message in (
         (["rigel"], "did you mean rigl"),
-        (["nowhere.py"], "no such plugin file"),
+        (["nowhere.py"], "NAME|FILE: nowhere.py: no such file"),
         (["rigl", "--task", "digits/mpl"], "unknown task 'digits/mpl'; did you mean digits/mlp"),
         (["rigl", "--kernel", "maskd"], "unknown kernel 'maskd'; did you mean masked?"),
         (["rigl", "--task", "cifar10/resnet18", "--data-root", str(tmp_path)], str(tmp_path)),
@@ -247,7 +253,7 @@ def test_the_catalogue_is_printed(monkeypatch: pytest.MonkeyPatch, plugin: Path)
 
 def test_new_writes_a_plugin_that_is_listed(tmp_path: Path) -> None:
     result = call("new", "method", "mine", "--folder", "plugins")
-    assert result.exit_code == 0 and "dstbench check plugins/mine.py" in result.output
+    assert result.exit_code == 0 and " check plugins/mine.py" in result.output
     assert "mine" in call("list", "methods", "--plugin", "plugins/mine.py").output
     for wrong, message in (("rigl", "is the name of a method already"), ("a-b", "such as a_b")):
         result = call("new", "method", wrong)
@@ -264,7 +270,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom dstbench import cli\nfrom typer.testing import CliRunner\n"
         "text = CliRunner().invoke(cli.app, ['--help']).output\n"
-        "assert 'Examples' in text and 'doctor' in text and 'run_all.py --retry' in text, text\n"
+        "assert 'Examples' in text and 'doctor' in text and '--retry' in text, text\n"
         "heavy = {'torch', 'numpy', 'pandas', 'ruamel.yaml', 'pebble', 'psutil', 'methods', 'reports'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

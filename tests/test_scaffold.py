@@ -67,12 +67,13 @@ def test_the_files_pass_the_check(written: dict[str, list[Path]], kind: str) -> 
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_advice_is_commands_that_work(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli.app, ["new", kind, NAMES[kind], "--folder", "a b"])
+    result = CliRunner().invoke(cli.app, ["new", kind, NAMES[kind], "--folder", "a b"], prog_name="dstbench")
     file, test = f"a b/{NAMES[kind]}.py", f"a b/test_{NAMES[kind]}.py"
     assert result.exit_code == 0 and f"wrote '{file}' and '{test}'" in result.output
-    commands = [shlex.split(line) for line in result.output.splitlines()[2:]]
-    assert commands[0] == ["dstbench", "check", file] and commands[1] == ["pytest", test]
-    run, report = commands[2:]
+    first, run, report = (shlex.split(line) for line in result.output.splitlines()[2:])
+    both = {"method": ["pytest", test, "#", "begins", "with", "the", "whole", "of:"], "task": ["pytest", test]}
+    check = ["dstbench", "check", file]
+    assert first == ([*both[kind], *check] if kind == "method" else [*check, "&&", *both[kind]])
     found = CliRunner().invoke(cli.app, [*run[1:], "--dry-run"])
     assert found.exit_code == 0 and f"{len(run[run.index('--methods') + 1].split(',')) * 2} runs" in found.output
     assert report == ["dstbench", "report", "--plugin", file]

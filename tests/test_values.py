@@ -55,10 +55,10 @@ def test_text_of_a_number_reads_as_the_number(rate: float, count: int) -> None:
     ("key", "value", "part"),
     [
         ("rat", 1, "m has no field 'rat' (given rat=1); did you mean rate?"),
-        ("rate", "high", "m.rate is 'high': input should be a valid number"),
+        ("rate", "high", "m.rate is 'high': a number is expected"),
         ("rate", ".inf", "finite"),
         ("count", 1.5, "m.count is 1.5"),
-        ("kind", "z", "m.kind is 'z': input should be 'x' or 'y'"),
+        ("kind", "z", "m.kind is 'z': 'x' or 'y' is expected"),
         ("lr.sdg", 1, "m.lr has no entry 'sdg' (given 1); did you mean sgd?"),
         ("rate.x", 1, "m.rate has no entry 'x'"),
     ],
@@ -95,3 +95,7 @@ def test_types_without_a_schema_are_checked_by_instance() -> None:
 def test_plain_is_what_json_has() -> None:
     assert values.plain({"a": (1, 2)}) == {"a": [1, 2]}
     assert "object" in values.plain(object())
+
+
+def test_minus_zero_is_zero() -> None:
+    assert str(values.coerce(float, "-0.0")) == "0.0"

@@ -1,0 +1,84 @@
+"""What a run prints, from Python, C and child processes, lands in its log, in order, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dstbench.suite import executors, logs, progress, record
+from dstbench.suite.executors import Local
+from dstbench.suite.plan import Run
+
+WORKER = """
+import ctypes, os, subprocess, sys, time, warnings
+from dstbench.suite import record
+from dstbench.suite.plan import Run
+
+def execute(run, results, shared, start_method):
+    run = Run.from_json(run)
+    if run.method != "silent":
+        print("from python")
+        sys.stdout.flush()
+        ctypes.CDLL(None).dprintf(1, b"from C\\n")
+        subprocess.run([sys.executable, "-c", "print('from a child')"])
+        os.write(2, b"from the error stream\\n")
+        warnings.warn("from a warning")
+        print("unflushed", end="")
+    if run.method == "dies":
+        os.kill(os.getpid(), 11)
+    record.write(record.empty(run, "ok"), results)
+    return "ok"
+"""
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
+    (tmp_path / "printing_worker.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(executors, "PRELOAD", ())
+    return Local(1, worker="printing_worker:execute")
+
+
+PARTS = ("from python", "from C", "from a child", "from the error stream", "UserWarning: from a warning", "unflushed")
+
+
+def test_everything_a_run_prints_is_in_its_log_and_not_between_the_lines_of_progress(
+    local: Local, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    talks, silent = Run("talks", "t"), Run("silent", "t")
+    progress.follow(local, [talks, silent], tmp_path, bars=False)
+    shown = capfd.readouterr()
+    assert [line[:5] for line in shown.out.splitlines()] == ["[1/2]", "[2/2]"] and "from" not in shown.err
+    text = logs.path(tmp_path, talks.key).read_text()
+    places = [text.index(part) for part in PARTS]
+    assert places == sorted(places) and text.startswith("---- 20") and str(talks) in text.splitlines()[0]
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{talks.key}.log"], "silence leaves no file"
+
+
+def test_attempts_are_appended_and_a_crash_leaves_its_words(
+    local: Local, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run("dies", "t")
+    for _ in range(2):
+        progress.follow(local, [run], tmp_path, bars=False)
+    log = logs.path(tmp_path, run.key)
+    assert log.read_text().count("from C") == log.read_text().count("---- 20") == 2
+    assert log.read_text().count("Segmentation fault") == 2, "with the line where it happened"
+    assert log.read_text().endswith("error: process killed by signal 11 (SIGSEGV)\n")
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(f"SIGSEGV); log: {log}" in line for line in lines)
+    assert len(record.attempts(tmp_path, run.key)) == 2
+
+
+def test_a_plugin_that_prints_when_loaded_spoils_no_output(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "from dstbench import Method, register\nprint('hello')\n@register\nclass Loud(Method): ...\n"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "run_all.py"), "list", "methods", "--plugin", "loud.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert "loud" in done.stdout and "hello" not in done.stdout and "hello" in done.stderr
