@@ -63,18 +63,16 @@ class _Execution:
 
     def go(self) -> str:
         torch.set_num_threads(self.run.threads)
-        self.record["stamps"]["started"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self.record["stamps"]["shared"] = self.shared
+        self.record["stamps"].update(started=datetime.now(UTC).isoformat(timespec="seconds"), shared=self.shared)
         try:
             status = self._train()
         except Diverged as why:
             status = self._fail("diverged", why)
         except (MemoryError, torch.OutOfMemoryError) as why:
             status = self._fail("oom", why)
-        except RuntimeError as why:
-            status = self._fail("oom" if "can't allocate memory" in str(why) else "error", why)
         except Exception as why:  # a plugin may raise anything, and the record says what
-            status = self._fail("error", why)
+            memory = isinstance(why, RuntimeError) and "can't allocate memory" in str(why)
+            status = self._fail("oom" if memory else "error", why)
         self.record["status"].update(status)
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
         record.write(self.record, self.results)
@@ -83,8 +81,7 @@ class _Execution:
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
         lines = traceback.format_exc().strip().splitlines()
-        if name == "error":
-            traceback.print_exc()  # whole, to the run's log
+        traceback.print_exc()  # whole, to the run's log
         return {"name": name, "reason": f"{type(why).__name__}: {why}", "traceback": "\n".join(lines[-12:])}
 
     # ---- the run -------------------------------------------------------------------------------------------------

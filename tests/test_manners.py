@@ -159,7 +159,7 @@ def test_help_says_the_command_that_was_called(me: str) -> None:
     assert f" {me} --retry error,stale" in text and f"{me} run --help" in text and f"Usage: {me} " in text
     assert ("run_all.py" in text) == ("run_all.py" in me)
     advice = call("new", "method", f"mine{len(me)}", me=me).stdout
-    assert f"  {me} check mine{len(me)}.py" in advice and ("dstbench run" in advice) == (me == "dstbench")
+    assert f" {me} check mine{len(me)}.py" in advice and ("dstbench run" in advice) == (me == "dstbench")
 
 
 def test_the_program_is_named_as_it_was_called() -> None:

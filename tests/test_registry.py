@@ -78,7 +78,7 @@ def test_wrong_hyperparameters_are_all_named(mine: Path) -> None:
         registry.method("my_method", [mine], alfa=1, score="random", alpha="high")
     text = str(error.value)
     assert "no field 'alfa' (given alfa=1); did you mean alpha" in text
-    assert "my_method.score is 'random': input should be 'magnitude' or 'gradient'" in text
+    assert "my_method.score is 'random': 'magnitude' or 'gradient' is expected" in text
     assert "my_method.alpha is 'high'" in text
 
 
