@@ -170,7 +170,7 @@ def _overall(part: pd.DataFrame) -> Interval:
 def _nothing_ended(part: pd.DataFrame) -> bool:
     """Whether a method has runs that failed, and no other."""
     states = set(part["state"])
-    return "failed" in states and states <= {"failed", "missing"}
+    return "failed" in states <= {"failed", "missing"} and not part["statuses"].str.contains("off_target").any()
 
 
 def _why_unranked(part: pd.DataFrame) -> str:

@@ -142,6 +142,8 @@ def test_nothing_ended_of_a_method_though_not_all_of_it_was_run():
 def test_a_run_off_target_did_end():
     found = [make("rigl", 0.9, 0, status="off_target"), make("rigl", 0.9, 1, status="error"), make("dense", None)]
     assert pick(cells(frame(found)), method="rigl")["state"] == "incomplete"
+    found[0] = make("rigl", 0.95, 0, status="off_target")
+    assert pick(standing(cells(frame(found))), method="rigl")["why"] == "1 of 2 cells failed: error: because"
 
 
 @pytest.mark.parametrize("status", ["off_target", "interrupted", "skipped"])
