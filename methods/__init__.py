@@ -44,7 +44,7 @@ SR_STE = "Zhou et al., ICLR 2021, arXiv 2102.04010"
 
 CHTS = {"score": "ch2_l3n", "soft": True, "overlap": 1.0}
 WHOLE = {"start_density": 1.0}
-SOFT = {"soft": 0.05, "mutation": 0.0}
+SOFT = {"soft": 0.05, "mutation": 0.0, "init": "dense"}
 LAYER = {"scope": "layer"}
 BLOCKS8 = {"regularizer": "block8", **LAYER}
 ITOP = {"alpha": 0.5, "floor": 0.005, "stop": 1.0, "after_step": True}

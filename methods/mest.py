@@ -48,7 +48,6 @@ class MEST(Static):
     Reference: Yuan et al., arXiv 2110.14032, section 3.
     """
 
-    init: str = "dense"
     period: int = 0
     mutation: float = 0.2
     soft: float = 0.0
