@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -79,8 +79,9 @@ class Local:
         left = {run.key: run for run in runs}
         if not left:
             return
-        with self.pinned():
-            context = self.context(next(iter(left.values())).device)
+        log = logs.path(results, "workers")
+        with self.pinned(), logs.tidied(log):
+            context = self.context(next(iter(left.values())).device, log)
             while left:
                 before = len(left)
                 try:
@@ -135,13 +136,18 @@ class Local:
                 else:
                     os.environ[name] = value
 
-    def context(self, device: str) -> BaseContext:
-        """A forkserver, or spawn on Windows and where its children cannot use the device."""
+    def context(self, device: str, log: Path | None = None) -> BaseContext:
+        """A forkserver, or spawn on Windows and where its children cannot use the device.
+
+        What the server, and a worker before its run begins, would print goes to `log`: modules that are imported there
+        may print, and a worker that is not needed any more may be stopped while it starts.
+        """
         if "forkserver" not in multiprocessing.get_all_start_methods():
             return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD, *self.preload])
-        with _blocking_interrupts():  # inherited: a Ctrl-C while it imports would make it print a traceback
+        # Both are inherited; a Ctrl-C while it imports would make it print a traceback.
+        with _blocking_interrupts(), logs.inherited(log) if log else nullcontext():
             multiprocessing.forkserver.ensure_running()
         if device.startswith("cuda"):
             probe = context.Process(target=_use_cuda)

@@ -47,6 +47,35 @@ def kept(log: Path, title: str) -> Iterator[None]:
                     log.unlink()
 
 
+@contextmanager
+def inherited(log: Path) -> Iterator[None]:
+    """Processes that are started meanwhile print to the end of this file; see `tidied`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _flush()
+    before = [os.dup(descriptor) for descriptor in (1, 2)]
+    try:
+        with open(log, "ab", buffering=0) as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        yield
+    finally:
+        _flush()
+        for descriptor, old in zip((1, 2), before, strict=True):
+            os.dup2(old, descriptor)
+            os.close(old)
+
+
+@contextmanager
+def tidied(log: Path) -> Iterator[None]:
+    """Remove the log afterwards if it holds nothing."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if not log.stat().st_size:
+                log.unlink()
+
+
 def add(log: Path, text: str) -> None:
     """Add a line, of what the run's process could not say itself."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def test_a_composer_wraps_no_composer(on: str) -> None:
 
 
 def test_a_composer_that_names_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.METHODS", (*METHODS, Entry("nothing", "test_compose:Nothing")))
+    monkeypatch.setattr("dstbench.methods.METHODS", (*METHODS, Entry("nothing", "test_compose:Nothing")))
     with pytest.raises(ValueError, match="nothing: on is 'nothing', which has a method that it wraps itself"):
         registry.method("nothing", on="nothing")
 
@@ -117,7 +117,7 @@ def inner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "wrapped_by_test.py"
     path.write_text(INNER)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("methods.METHODS", (*METHODS, Entry("inner", "wrapped_by_test:Inner")))
+    monkeypatch.setattr("dstbench.methods.METHODS", (*METHODS, Entry("inner", "wrapped_by_test:Inner")))
     return path
 
 

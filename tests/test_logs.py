@@ -74,6 +74,27 @@ def test_attempts_are_appended_and_a_crash_leaves_its_words(
     assert len(record.attempts(tmp_path, run.key)) == 2
 
 
+def test_what_a_forkserver_prints_is_in_a_log_of_its_own(tmp_path: Path) -> None:
+    """A module that is imported there prints; without a word there is no file."""
+    (tmp_path / "loud_module.py").write_text("print('imported ahead', flush=True)\n")
+    code = (
+        "import sys; sys.path.insert(0, {0!r})\nfrom pathlib import Path\n"
+        "from dstbench.suite import executors\nfrom dstbench.suite.plan import Run\n"
+        "from dstbench.suite.executors import Local\nexecutors.PRELOAD = ()\n"
+        "local = Local(1, preload={1!r}, worker='quiet_worker:execute')\n"
+        "print([o.status for o in local.run([Run('m', 't')], Path({0!r}) / 'results')])\n"
+    )
+    (tmp_path / "quiet_worker.py").write_text("def execute(*arguments):\n    return 'ok'\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for preload in (("loud_module",), ()):
+        command = [sys.executable, "-c", code.format(str(tmp_path), preload)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment)
+        assert done.stdout == "['running', 'ok']\n" and not done.stderr, done.stderr
+        log = logs.path(tmp_path / "results", "workers")
+        assert log.exists() == bool(preload) and (not preload or log.read_text() == "imported ahead\n")
+        log.unlink(missing_ok=True)
+
+
 def test_a_plugin_that_prints_when_loaded_spoils_no_output(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(
         "from dstbench import Method, register\nprint('hello')\n@register\nclass Loud(Method): ...\n"
