@@ -3,60 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dstbench.methods.channels import Group, cuts, removable
 from dstbench.methods.finetune import OneShot
 from dstbench.suite.method import Gradients
-from dstbench.suite.model import SparseModel
+from dstbench.suite.model import SparseModel, weights_of
 from dstbench.suite.task import Task
 
 STEPS = 1000  # shares of channels that are looked at
-
-
-class Side(NamedTuple):
-    """A dimension of a weight that a group of channels shares, and how many of its slices each channel has."""
-
-    name: str
-    dim: int
-    repeat: int
-
-
-class Group(NamedTuple):
-    """Channels that live and die together, `channels` of them."""
-
-    channels: int
-    sides: list[Side]
-
-
-def coupled(net: nn.Module, example: Tensor, whole: Collection[str] = ()) -> list[Group]:
-    """The groups of channels between layers of a network, by the dependency graph of the package torch-pruning.
-
-    Without those that are outputs of a layer in `whole`. RuntimeError without that package.
-    """
-    try:
-        from torch_pruning import DependencyGraph
-    except ImportError as error:
-        raise RuntimeError("depgraph needs torch-pruning: pip install 'dstbench[structured]'") from error
-    graph, names = DependencyGraph(), {module: name for name, module in net.named_modules()}
-    graph.build_dependency(net, example, verbose=False)
-    found = []
-    for group in graph.get_all_groups():
-        channels, sides = len(group[0][1]), []
-        for dependency, indices in group:
-            module = dependency.target.module
-            if module in names and isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-                out = graph.is_out_channel_pruning_fn(dependency.handler)
-                dim = 0 if out or isinstance(module, nn.BatchNorm2d) else 1
-                sides.append(Side(names[module], dim, len(indices) // channels))
-        kept = any(side.dim == 0 and side.name in whole for side in sides)
-        if not kept and any(side.dim == 1 for side in sides):  # else nothing reads these channels but the loss
-            found.append(Group(channels, sides))
-    return found
+OFF = 0.05  # by which the smallest network may be larger than the target
 
 
 @dataclass
@@ -81,22 +42,42 @@ class DepGraph(OneShot):
     name: ClassVar[str] = "depgraph"
     family: ClassVar[str] = "structured"
     citation: ClassVar[str] = "Fang et al., CVPR 2023, arXiv 2301.12900"
+    version: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.looked: Any = None
 
     def skip(self, task: Task) -> str | None:
-        return unfit(task.build(0))
+        full, groups, held = self.look(task)
+        why = f"; left whole: {'; '.join(held[:3])}{' …' * (len(held) > 3)}" if held else ""
+        if not groups:
+            return f"depgraph: no channels of this network may go{why}"
+        least = left({layer.key: layer.shape for layer in full.layers}, groups, [1] * len(groups))
+        if least > (1 + OFF) * (1 - self.sparsity) * full.maskable:
+            most = math.floor(1000 * (1 - least / full.maskable)) / 1000
+            return (
+                f"depgraph: sparsity {self.sparsity:g} is out of reach, with one channel left each it is {most:g}{why}"
+            )
+        return None
 
     def network(self, task: Task, seed: int) -> nn.Module:
-        if reason := unfit(net := task.build(seed)):
-            raise ValueError(reason)
-        found = SparseModel(task.build(seed), task.example(), task.dense)
-        free = {layer.key.rpartition(".")[0] for layer in found.layers}
-        weighted = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        self.groups = coupled(net, task.example(), {*weighted} - free)
+        self.groups = self.look(task)[1]
         return task.build(seed)
+
+    def look(self, task: Task) -> tuple[SparseModel, list[Group], list[str]]:
+        """The task's network with its Layers, its groups of channels that may go, and why others may not."""
+        if self.looked is None or self.looked[0] is not task:
+            full = SparseModel(task.build(0), task.example(), task.dense)
+            free, net = {layer.key for layer in full.layers}, task.build(0)
+            names = {parameter: name for name, parameter in net.named_parameters()}
+            weights = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
+            self.looked = task, full, *removable(net, task.example(), free, weights - free)
+        return self.looked[1:]
 
     def setup(self, gradients: Gradients) -> None:
         if not self.groups:
-            raise ValueError("depgraph: no two layers share channels of this network that may go; take a deeper one")
+            raise ValueError("depgraph: no channels of this network may go; `skip(task)` says why")
 
     @property
     def grain(self) -> int:
@@ -112,57 +93,37 @@ class DepGraph(OneShot):
 
     def left(self, widths: Sequence[int]) -> int:
         """The weights in Layers of the network with these widths."""
-        shape = {layer.key.rpartition(".")[0]: list(self.first[layer.name]) for layer in self.layers}
-        for group, width in zip(self.groups, widths, strict=True):
-            for side in group.sides:
-                if side.name in shape:
-                    shape[side.name][side.dim] = width * side.repeat
-        return sum(math.prod(s) for s in shape.values())
+        return left(self.first, self.groups, widths)
 
     def attach(self, model: SparseModel, recipe: Any, seed: int) -> None:
         super().attach(model, recipe, seed)
-        self.first = {layer.name: layer.shape for layer in model.layers}
+        self.first = {layer.key: layer.shape for layer in model.layers}
 
     def thin(self) -> None:
         target = (1 - self.sparsity) * self.model.maskable
         best = min(range(STEPS), key=lambda k: abs(self.left(self.widths(k)) - target))
-        keeps = [kept.sort().values for kept in self.choose(self.widths(best))]
-        for group, keep in zip(self.groups, keeps, strict=True):
-            for name, dim, keep_all in self.edits(group, keep):
-                self.model.shrink(name, dim, keep_all)
+        for side, kept in cuts(self.groups, list(self.choose(self.widths(best)))).items():
+            if not kept.all():
+                self.model.shrink(*side, kept.nonzero().flatten().to(self.layers[0].parameter.device))
 
     def choose(self, widths: Sequence[int]) -> Iterator[Tensor]:
         """The channels of largest norm of each group."""
-        weights = {layer.key.rpartition(".")[0]: layer.weight for layer in self.layers}
+        weights = {layer.key: layer.weight for layer in self.layers}
         for group, width in zip(self.groups, widths, strict=True):
-            norms = torch.zeros(group.channels)
-            for side in group.sides:
+            norms = torch.zeros(group.channels + 1)
+            for side, owner in group.sides.items():
                 if side.name in weights:
-                    slices = weights[side.name].transpose(0, side.dim).flatten(1)
-                    norms = norms.to(slices) + slices.square().sum(1).view(group.channels, -1).sum(1)
-            yield norms.topk(width).indices
-
-    def edits(self, group: Group, keep: Tensor) -> Iterator[tuple[str, int, Tensor]]:
-        """Every tensor that loses slices with the group: its name, dimension, and what it keeps."""
-        for side in group.sides:
-            module: Any = self.model.net.get_submodule(side.name)
-            every = (keep[:, None] * side.repeat + torch.arange(side.repeat, device=keep.device)).flatten()
-            yield f"{side.name}.weight", side.dim if module.weight.dim() > 1 else 0, every
-            if side.dim == 0 and module.bias is not None:
-                yield f"{side.name}.bias", 0, every
-            for buffer in ("running_mean", "running_var"):
-                if getattr(module, buffer, None) is not None:
-                    yield f"{side.name}.{buffer}", 0, every
+                    slices = weights[side.name].transpose(0, side.dim).flatten(1).square().sum(1)
+                    norms = norms.to(slices).index_add(0, (owner % len(norms)).to(slices.device), slices)
+            yield norms[:-1].topk(width).indices
 
 
-def unfit(net: nn.Module) -> str | None:
-    """Why channels of this network cannot be removed, or None."""
-    for name, module in net.named_modules():
-        if hasattr(module, "num_heads"):
-            return f"depgraph: {name!r} is attention, whose heads it does not remove"
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            return f"depgraph: {name!r} is a convolution in groups, which it does not remove channels of"
-    parameters = [id(p) for m in net.modules() for p in m._parameters.values() if p is not None]
-    if len(parameters) > len(set(parameters)):
-        return "depgraph: two modules of this network share a weight, which cannot lose channels in both"
-    return None
+def left(shapes: Mapping[str, torch.Size], groups: Sequence[Group], widths: Sequence[int]) -> int:
+    """The weights of these shapes, by parameter, where each group keeps as many channels as `widths` says."""
+    sizes = {name: list(shape) for name, shape in shapes.items()}
+    for group, width in zip(groups, widths, strict=True):
+        for side, owner in group.sides.items():
+            if side.name in sizes:
+                of_each = int((owner >= 0).sum()) // group.channels
+                sizes[side.name][side.dim] -= (group.channels - width) * of_each
+    return sum(math.prod(size) for size in sizes.values())

@@ -17,6 +17,7 @@ from dstbench.suite import heads, kernels
 from dstbench.suite.kernels.base import Activation
 from dstbench.suite.layer import Layer, layer_name
 from dstbench.suite.meters.flops import Cost, PassCost, measure
+from dstbench.suite.resize import owners, resize
 
 WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -180,8 +181,8 @@ class SparseModel:
         The edit is logged, so that a checkpoint replays it on a fresh network. Shapes must fit again when `begin`
         returns. KeyError for an unknown name, IndexError for a dimension or an index out of range.
         """
-        path, _, attribute = name.rpartition(".")
-        module = self.net.get_submodule(path)
+        places = owners(self.net, name)
+        module, attribute = places[0]
         tensor = module._parameters.get(attribute)
         keep = keep.to(torch.long)
         layer = next((one for one in self.layers if one.parameter is tensor), None)
@@ -191,11 +192,10 @@ class SparseModel:
             state = self.optimizer.state.get(tensor, {}) if self.optimizer else {}
             state.update({k: v.index_select(dim, keep) for k, v in state.items() if v.shape == tensor.shape})
             tensor.data, tensor.grad = tensor.data.index_select(dim, keep), None
-        elif attribute in module._buffers:
-            module._buffers[attribute] = module._buffers[attribute].index_select(dim, keep)  # type: ignore[union-attr]
         else:
-            raise KeyError(f"no parameter or buffer {name!r} to shrink")
-        _resize(module, attribute, dim, len(keep))
+            module._buffers[attribute] = module._buffers[attribute].index_select(dim, keep)  # type: ignore[union-attr]
+        for module, attribute in places:
+            resize(module, attribute, dim, len(keep))
         self.edits.append((name, dim, keep.tolist()))
         self._cost = self.passes = None  # measured again when shapes fit
 
@@ -274,18 +274,6 @@ def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
 def _swap(module: nn.Module, attribute: str, layer: Layer) -> None:
     module.__dict__.setdefault("sparse_layers", {})[attribute] = layer
     module.__class__ = _swapped(type(module), attribute)  # type: ignore[arg-type]
-
-
-def _resize(module: nn.Module, attribute: str, dim: int, size: int) -> None:
-    """Keep a module's own record of its shape true after a slice was removed."""
-    if isinstance(module, nn.Linear) and attribute == "weight":
-        setattr(module, ("out_features", "in_features")[dim], size)
-    elif isinstance(module, nn.Conv2d) and attribute == "weight" and dim < 2:
-        setattr(module, ("out_channels", "in_channels")[dim], size * (module.groups if dim else 1))
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_features = size
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = (size,)
 
 
 def _block_fast_path(model: SparseModel) -> None:
