@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dstbench.methods.channels import Group, cuts, removable
+from dstbench.methods.channels import removable
+from dstbench.methods.coupling import Group, cuts
 from dstbench.methods.finetune import OneShot
 from dstbench.suite.method import Gradients
 from dstbench.suite.model import SparseModel, weights_of
@@ -24,16 +25,20 @@ OFF = 0.05  # by which the smallest network may be larger than the target
 class DepGraph(OneShot):
     """OneShot that removes channels: in every group of layers that share them, the same share, the smallest by norm.
 
-    The norm of a channel is that of all weights that make or read it, in every Layer of its group. Weights, biases,
-    batch norms and optimiser state lose their slices, so that what is left is a smaller dense network. The share is the
-    one of 1000 at which the weights left are nearest to the target; each group keeps one channel at least.
+    The norm of a channel is that of all weights that make or read it, in every Layer of its group. All tensors that
+    share a channel lose their slices of it, optimiser state and running statistics too, so that what is left is a
+    smaller dense network. The share is the one of 1000 at which the weights left are nearest to the target; each group
+    keeps one channel at least. Before the training every cut is tried on a copy, where it must run, and give what the
+    whole network gives with zeros in place of the weights that read the channels (see `channels.fault`): groups of
+    which that is not true stay whole. Where the target is then out of reach, the task is skipped.
 
     Passes: dense before the cut; after it dense on the smaller network.
     FLOPs: 3 f_D a step, f_D that of the network as it is; the norms are charged neither by the paper nor here.
     Defaults: OneShot's; the group norm and one share for all groups are the paper's plain setting (local pruning).
     Ambiguous: the paper trains with a group penalty before the cut, as an option: left out, so that the training before
         it is dense SGD's. Layers that the task keeps dense keep all outputs, and whatever shares them; their inputs go
-        with the channels that feed them, as shapes must fit. Attention, and convolutions in groups, are left out.
+        with the channels that feed them, as shapes must fit. Under a group norm and in a convolution in groups the
+        channels at one position of every group go together. Attention loses inputs and outputs, not heads.
     Reference: Fang et al., arXiv 2301.12900, sections 3.1 and 3.3, by torch-pruning.
     """
 
@@ -49,30 +54,28 @@ class DepGraph(OneShot):
         self.looked: Any = None
 
     def skip(self, task: Task) -> str | None:
-        full, groups, held = self.look(task)
+        shapes, groups, held = self.look(task)
         why = f"; left whole: {'; '.join(held[:3])}{' …' * (len(held) > 3)}" if held else ""
         if not groups:
             return f"depgraph: no channels of this network may go{why}"
-        least = left({layer.key: layer.shape for layer in full.layers}, groups, [1] * len(groups))
-        if least > (1 + OFF) * (1 - self.sparsity) * full.maskable:
-            most = math.floor(1000 * (1 - least / full.maskable)) / 1000
-            return (
-                f"depgraph: sparsity {self.sparsity:g} is out of reach, with one channel left each it is {most:g}{why}"
-            )
+        every, least = left(shapes, [], []), left(shapes, groups, [1] * len(groups))
+        if least > (1 + OFF) * (1 - self.sparsity) * every:
+            most = math.floor(1000 * (1 - least / every)) / 1000
+            return f"depgraph: sparsity {self.sparsity:g} is out of reach, at most {most:g} is possible{why}"
         return None
 
     def network(self, task: Task, seed: int) -> nn.Module:
         self.groups = self.look(task)[1]
         return task.build(seed)
 
-    def look(self, task: Task) -> tuple[SparseModel, list[Group], list[str]]:
-        """The task's network with its Layers, its groups of channels that may go, and why others may not."""
+    def look(self, task: Task) -> tuple[dict[str, torch.Size], list[Group], list[str]]:
+        """The shapes of the weights that may shrink, the groups of channels that may go, and why others may not."""
         if self.looked is None or self.looked[0] is not task:
-            full = SparseModel(task.build(0), task.example(), task.dense)
-            free, net = {layer.key for layer in full.layers}, task.build(0)
+            net = task.build(0)
             names = {parameter: name for name, parameter in net.named_parameters()}
             weights = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
-            self.looked = task, full, *removable(net, task.example(), free, weights - free)
+            shapes = {y.key: y.shape for y in SparseModel(task.build(0), task.example(), task.dense).layers}
+            self.looked = task, shapes, *removable(net, task.example(), shapes.keys(), weights - shapes.keys())
         return self.looked[1:]
 
     def setup(self, gradients: Gradients) -> None:
@@ -122,8 +125,7 @@ def left(shapes: Mapping[str, torch.Size], groups: Sequence[Group], widths: Sequ
     """The weights of these shapes, by parameter, where each group keeps as many channels as `widths` says."""
     sizes = {name: list(shape) for name, shape in shapes.items()}
     for group, width in zip(groups, widths, strict=True):
-        for side, owner in group.sides.items():
+        for side, of_each in group.slices.items():
             if side.name in sizes:
-                of_each = int((owner >= 0).sum()) // group.channels
                 sizes[side.name][side.dim] -= (group.channels - width) * of_each
     return sum(math.prod(size) for size in sizes.values())

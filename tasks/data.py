@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -76,15 +79,25 @@ def digits(root: Path, download: bool = False) -> Images:
 
 
 def _digits_table() -> np.ndarray:
-    """64 pixels and the label of each digit, (1797, 65), as scikit-learn ships them."""
+    """64 pixels and the label of each digit, (1797, 65), as scikit-learn ships them; DataError if they are broken."""
     found = importlib.util.find_spec("sklearn")
     path = Path(((found and found.submodule_search_locations) or [""])[0], "datasets", "data", "digits.csv.gz")
-    if path.exists():  # importing scikit-learn takes longer than all else that a run does before its first step
-        return np.loadtxt(path, delimiter=",")
-    from sklearn.datasets import load_digits
+    try:
+        if path.exists():  # importing scikit-learn takes longer than all else that a run does before its first step
+            table = np.loadtxt(path, delimiter=",", ndmin=2)
+        else:
+            from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    return np.column_stack([raw.data, raw.target])
+            raw = load_digits()
+            table = np.column_stack([raw.data, raw.target])
+    except (OSError, EOFError, ValueError, zlib.error, ImportError) as error:
+        raise DataError(f"digits: {path}: cannot be read ({error}); {MEND}") from error
+    if table.shape != (1797, 65):
+        raise DataError(f"digits: {path}: {table.shape} numbers where (1797, 65) are expected; {MEND}")
+    pixels, labels = table[:, :-1], table[:, -1]
+    if not (pixels.min() >= 0 and pixels.max() <= 16 and {*labels.tolist()} == {*range(10)}):
+        raise DataError(f"digits: {path}: pixels beyond 0 to 16, or labels that are not 0 to 9; {MEND}")
+    return table
 
 
 def cifar10(root: Path, download: bool = False) -> Images:
@@ -95,7 +108,7 @@ def cifar10(root: Path, download: bool = False) -> Images:
 
     Reference: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """
-    if (root / "cifar10").is_dir() and not (root / "cifar-10-batches-py").exists():
+    if os.path.isdir(root / "cifar10") and not os.path.lexists(root / "cifar-10-batches-py"):
         train, test, fingerprint = folder.read(root / "cifar10", size=32, classes=10)
     else:
         train, test, fingerprint = _torchvision(root, download)
@@ -109,22 +122,31 @@ def cifar10(root: Path, download: bool = False) -> Images:
 
 def _torchvision(root: Path, download: bool) -> tuple[folder.Split, folder.Split, str]:
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
     files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
     if download:
         try:
             CIFAR10(str(root), download=True)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
+        except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:  # URLError is an OSError
             raise DataError(f"CIFAR-10: {CIFAR10.url} cannot be had into {root}: {error}; {ADVICE}") from error
     for name, md5 in files:
         path = root / CIFAR10.base_folder / name
-        if not check_integrity(str(path), md5):
-            problem = f"its md5 is not {md5}: the file is corrupt" if path.exists() else "no such file"
+        if problem := _problem(path, md5):
             raise DataError(f"CIFAR-10: {path}: {problem}, and {root / 'cifar10'} is no image folder; {ADVICE}")
     parts = [CIFAR10(str(root), train=train) for train in (True, False)]
     train, test = ((torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts)
     return train, test, hashlib.sha256("".join(md5 for _, md5 in files).encode()).hexdigest()[:12]
+
+
+def _problem(path: Path, md5: str) -> str:
+    """What is wrong with a file that should have this checksum, or nothing."""
+    if not os.path.isfile(path):
+        return "no file but something else" if os.path.exists(path) else "no such file"
+    try:
+        found = hashlib.md5(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if found == md5 else f"its md5 is not {md5}: the file is corrupt"
 
 
 def shuffled(count: int) -> Tensor:
@@ -133,16 +155,23 @@ def shuffled(count: int) -> Tensor:
 
 
 def statistics(images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of the uint8 images (N, C, H, W) at `index`, each (C, 1, 1)."""
+    """Mean and standard deviation per channel of the uint8 images (N, C, H, W) at `index`, each (C, 1, 1).
+
+    The deviation of a constant channel is given as 1: scaled, the channel is 0.
+    """
     count = len(index) * images.shape[2] * images.shape[3]
     total = square = torch.zeros(images.shape[1], dtype=torch.float64)
     for part in index.split(1000):
         chunk = images[part].int()
         total, square = total + chunk.sum((0, 2, 3)), square + chunk.square().sum((0, 2, 3))
     mean = total / count
-    return mean.float()[:, None, None], (square / count - mean**2).sqrt().float()[:, None, None]
+    variance = square / count - mean**2
+    deviation = variance.sqrt().where(variance > CONSTANT, torch.ones_like(variance))
+    return mean.float()[:, None, None], deviation.float()[:, None, None]
 
 
+CONSTANT = 1e-9  # variance of pixels: one other pixel among 10^9 gives as much, rounding a thousandth of it
+MEND = "install it anew: pip install --force-reinstall scikit-learn"
 ADVICE = (
     "give the folder that holds cifar-10-batches-py or cifar10/{train,test}/<class>/ with --data-root DIR, "
     "or let `python run_all.py --tasks cifar10/resnet18 --data-root DIR --download` get the data set"
