@@ -239,16 +239,17 @@ def mutants():
                 yield f"{seed:012x}", record
 
 
-def test_no_single_wrong_field_stops_the_report(tmp_path):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_no_single_wrong_field_stops_the_report(tmp_path, every):
     (tmp_path / "records").mkdir()
-    found = list(mutants())
+    found = list(mutants())[::every]  # 7 shares no divisor with the number of values, so that each value is met
     for key, record in found:
         (tmp_path / "records" / f"{key}-1.json").write_text(json.dumps(record))
     summary, text, _ = page(tmp_path, tmp_path)
     loaded = int(re.search(r"<b>(\d+)</b> runs", text)[1])
     replaced = text.count("replaced by")
     assert loaded + len(summary.set_aside) + replaced == len(found)
-    assert loaded > 50 and len(summary.set_aside) > 300
+    assert loaded > 50 // every and len(summary.set_aside) > 300 // every
 
 
 def test_135_runs_take_seconds(tmp_path):
