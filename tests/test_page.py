@@ -157,6 +157,8 @@ def test_cells_csv_holds_every_cell(tmp_path):
     assert len(rows) == 2 * 2 * 3 and {row["n"] for row in rows} == {"3"}
     row = next(r for r in rows if (r["task"], r["sparsity"], r["method"]) == ("digits/mlp", "0.9", "rigl"))
     assert float(row["mean"]) == pytest.approx(0.86) and float(row["retention"]) == pytest.approx(0.95)
+    assert {row["dense"] for row in rows if row["method"] == "dense"} == {"True"}
+    assert {row["dense"] for row in rows if row["method"] != "dense"} == {"False"}
 
 
 @pytest.mark.parametrize(
