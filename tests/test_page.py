@@ -254,6 +254,7 @@ def test_no_single_wrong_field_stops_the_report(tmp_path, every):
     assert loaded > 50 // every and len(summary.set_aside) > 300 // every
 
 
+@pytest.mark.slow
 def test_135_runs_take_seconds(tmp_path):
     methods = [f"method{i}" for i in range(7)]
     records = grid(methods, ("a", "b", "c"))
