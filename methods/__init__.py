@@ -119,7 +119,7 @@ METHODS = (
     Entry("spred:gradual", "dstbench.methods.factors:Spred", "bregman", SPRED, presets={"on": "magnitude"}),
     Entry("srigl", "dstbench.methods.structured:SRigL", "structured", SRIGL, version=2),
     Entry("nm", "dstbench.methods.structured:NM", "structured", SR_STE),
-    Entry("depgraph", "dstbench.methods.depgraph:DepGraph", "structured", DEPGRAPH),
+    Entry("depgraph", "dstbench.methods.depgraph:DepGraph", "structured", DEPGRAPH, version=2),
     Entry("block_rigl", "dstbench.methods.blocks:BlockRigL", "structured", BLOCKS),
     Entry("block_rigl:2", "dstbench.methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 2}),
     Entry("block_rigl:4", "dstbench.methods.blocks:BlockRigL", "structured", BLOCKS, presets={"height": 4}),

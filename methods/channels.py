@@ -103,7 +103,7 @@ def fault(net: nn.Module, example: Any, groups: Sequence[Group], parts: Sequence
 
 def scrambled(net: nn.Module) -> nn.Module:
     """A copy with random parameters and statistics, so that nothing is hidden by zeros and ones."""
-    net = copy.deepcopy(net).float()
+    net = copy.deepcopy(net)
     for parameter in net.parameters():
         if parameter.dim() > 1 and parameter[0].numel() > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5)

@@ -49,10 +49,13 @@ class SmallDense(Method):
         self.gap = 1
 
     def skip(self, task: Task) -> str | None:
-        try:
-            task.build(0, 0.5)
-        except ValueError as error:
-            return f"there is no narrower network: {error}"
+        example = task.example()
+        for width in (0.5, 1 / STEPS):
+            try:
+                SparseModel(task.build(0, width), example, task.dense)
+            except Exception as error:  # a network that knows its width by heart may raise anything
+                why = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                return f"there is no narrower network: {why} (width {width:.2g})"
         return None
 
     def network(self, task: Task, seed: int) -> nn.Module:

@@ -52,7 +52,7 @@ def test_methods_whose_results_changed_have_new_versions() -> None:
     changed = (
         "snip grasp synflow mest mest:em_s topkast srigl s2vite granet granet:dense snfs deep_rewiring chase dessilbi"
     )
-    changed += " set:itop rigl:itop rigl:svite dsr sign_in sign_in:rigl sign_in:acdc"
+    changed += " set:itop rigl:itop rigl:svite dsr sign_in sign_in:rigl sign_in:acdc depgraph"
     assert {entry.name for entry in METHODS if entry.version > 1} == set(changed.split())
 
 

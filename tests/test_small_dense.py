@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -214,3 +215,25 @@ def test_a_task_of_one_width_is_skipped_with_its_reason() -> None:
 def test_bad_fields() -> None:
     with pytest.raises(ValueError, match=r"small_dense: match is 'flop'; .*did you mean 'flops'"):
         SmallDense(match="flop")
+
+
+class Stuck(nn.Module):
+    """Reads as many inputs as its layer had at full width."""
+
+    def __init__(self, inner: int, least: int) -> None:
+        super().__init__()
+        assert inner >= least, f"{inner} is below {least}"
+        self.a, self.b = nn.Linear(64, inner), nn.Linear(inner, 10)
+
+    def forward(self, x):
+        y = self.a(x.flatten(1))
+        return self.b(y.view(-1, 32) if self.training or y.shape[1] == 16 else y)
+
+
+@pytest.mark.parametrize(
+    ("least", "text"), [(0, r"RuntimeError: .*\(width 0.5\)"), (20, "AssertionError: 16 is below 20")]
+)
+def test_a_task_whose_narrow_network_does_not_run_is_skipped_with_its_reason(least: int, text: str) -> None:
+    task = replace(MLP, model=Stuck, arguments={"inner": 32, "least": least}, widths={"inner": 1})
+    reason = SmallDense().skip(task)
+    assert reason is not None and re.search(f"no narrower network: {text}", reason, re.DOTALL)
