@@ -46,7 +46,7 @@ def read(root: Path, size: int, classes: int) -> tuple[Split, Split, str]:
     files = {split: _files(found, left_out) for split, found in folders.items()}
     if left_out:
         some = ", ".join(str(path.relative_to(root)) for path in left_out[:5])
-        warnings.warn(f"{root}: {len(left_out)} entries are no images and left out: {some}", stacklevel=2)
+        warnings.warn(f"{root}: left out {len(left_out)}, as no image or class folder: {some}", stacklevel=2)
     fingerprint = _fingerprint(root, [path for split in files.values() for path, _ in split])
     kept = root.with_name(f"{root.name}-{fingerprint}.v{DECODER}.pt")
     if saved := _saved(kept, files, size):

@@ -119,7 +119,7 @@ def test_clutter_is_left_out_and_named_once(root: Path, recwarn) -> None:
     found = read(root)
     assert found[2] == plain[2] and torch.equal(found[0][0], plain[0][0])
     (warning,) = recwarn
-    assert "7 entries are no images and left out: train/.DS_Store, train/@eaDir, " in str(warning.message)
+    assert "left out 7, as no image or class folder: train/.DS_Store, train/@eaDir, " in str(warning.message)
 
 
 def save(pixels: np.ndarray, path: Path, mode: str = "", **options) -> torch.Tensor:
