@@ -21,6 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from dstbench.suite import kernels, plan, registry
 from dstbench.suite.plugins import FAILURES
+from dstbench.suite.words import told
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
 TASKS = ("digits/mlp", "digits/vit")  # the second for methods of transformers
@@ -156,7 +157,7 @@ def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> 
         code = 0 if error.exitcode == LEFT else error.exitcode
         text = f"the process ended with exit code {code}: the method killed it (os._exit, a signal, or out of memory)"
     except BaseException as error:  # a broken pool; what a plugin raises where no check was looking
-        text = f"the checks were cut off by {type(error).__name__}: {error}"
+        text = f"the checks were cut off by {told(error)}"
     return [Verdict(f"{given.method}: checks end", False, text)]
 
 
@@ -248,7 +249,7 @@ def explain(error: BaseException, files: Collection[str]) -> str:
     """The kind and text of an error, and `file.py:LINE` of the last frame in one of `files`, else of the last."""
     frames = traceback.extract_tb(error.__traceback__)
     last = ([frame for frame in frames if frame.filename in files] or frames)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    return f"{told(error)} ({Path(last.filename).name}:{last.lineno})"
 
 
 def files_of(kind: type) -> set[str]:

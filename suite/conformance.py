@@ -20,6 +20,7 @@ from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import own_data
 from dstbench.suite.plugins import FAILURES
 from dstbench.suite.registry import Entry
+from dstbench.suite.run import content
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.suite.train import Training
 
@@ -180,4 +181,4 @@ def _rows(task: Task, split: str) -> set[bytes]:
 
 
 def _hash(row: Tensor) -> bytes:
-    return hashlib.sha256(row.contiguous().numpy().tobytes()).digest()
+    return hashlib.sha256(content(row)).digest()

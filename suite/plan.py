@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dstbench.suite import registry
+from dstbench.suite.plugins import FAILURES, why
+from dstbench.suite.words import shown
 
 if TYPE_CHECKING:
     from dstbench.suite.planfile import Plan
@@ -149,11 +151,26 @@ def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, 
     entry = registry.find("task", name, plugins)
     recipe = registry.nondefault(entry, _set(plan, name, plugins))
     task = own_data(registry.task(name, plugins, recipe), root, download)
-    task.prepare()
+    version, data = task.version, _fingerprint(name, task)
     recipe.pop("precision", None)  # has a place of its own
     precision = plan.precision or task.recipe.precision
-    version, data = task.version, task.fingerprint()
     return {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+
+
+def _fingerprint(name: str, task: Task) -> str:
+    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text."""
+    from dstbench.suite.task import DataError
+
+    try:
+        task.prepare()
+        found = task.fingerprint()
+    except DataError:
+        raise
+    except FAILURES as error:
+        raise registry.RegistryError(f"{name}: its data cannot be had: {why(error)}") from error
+    if not isinstance(found, str):
+        raise registry.RegistryError(f"{name}: fingerprint() returned {shown(found)}; 12 hex digits are expected")
+    return str(found)
 
 
 def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:

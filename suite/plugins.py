@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from dstbench import MOVED, ROOMS
+from dstbench.suite.words import told
 
 CONTRACT = 2  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
 MARK = "__dstbench__"
@@ -99,11 +100,9 @@ def default_name(name: str) -> str:
 
 def why(error: BaseException) -> str:
     """The kind and the first line of an error; for modules that have moved, also where to."""
-    lines = str(error).strip().splitlines() or [""]
-    room = (getattr(error, "name", None) or "").split(".")[0]
-    if isinstance(error, ModuleNotFoundError) and room in ROOMS:
-        lines[0] += f"; {MOVED.format(room)}"
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    text = told(error).splitlines()[0]
+    room = str(getattr(error, "name", None) or "").split(".")[0]
+    return f"{text}; {MOVED.format(room)}" if isinstance(error, ModuleNotFoundError) and room in ROOMS else text
 
 
 def _is_register(node: ast.AST) -> bool:

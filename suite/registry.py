@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dstbench.suite import plugins as files
 from dstbench.suite.values import near
+from dstbench.suite.words import shown, told
 
 if TYPE_CHECKING:
     from dstbench.suite.method import Method
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Files = Iterable[str | Path]
+SAID = {"family": str, "citation": str, "version": int, "sparse": bool}  # what a class or task says of itself
 KINDS = {"method": ("dstbench.methods", "METHODS"), "task": ("dstbench.tasks", "TASKS")}
 
 
@@ -130,8 +132,8 @@ def refused(entry: Entry, values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a method or recipe itself says against values of the right types: (the first field, its text)."""
     try:
         _build(entry, values)
-    except (TypeError, ValueError) as error:
-        text = str(error)
+    except files.FAILURES as error:
+        text = str(error) if isinstance(error, TypeError | ValueError) else told(error)
         return [(next(iter(values), ""), text if text.startswith(entry.name) else f"{entry.name}: {text}")]
     return []
 
@@ -171,7 +173,8 @@ def nondefault(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
         raise RegistryError("\n".join(errors.values()))
     found = entry.load()
     defaults = {**values.defaults(found if isinstance(found, type) else found.recipe), **entry.presets}
-    return {k: values.plain(v) for k, v in checked.items() if k not in defaults or defaults[k] != v}
+    given = {name: values.plain(value) for name, value in checked.items()}
+    return {k: v for k, v in given.items() if k not in defaults or values.plain(defaults[k]) != v}
 
 
 def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,5 +279,8 @@ def described(entry: Entry, thing: Any) -> Entry:
         raise TypeError(
             f"{entry.target} is no dataclass: give a subclass of Method under @register, or a Task's instance"
         )
-    said = {f: getattr(thing, f) for f in ("family", "citation", "version", "sparse") if hasattr(thing, f)}
+    said = {f: getattr(thing, f) for f in SAID if hasattr(thing, f)}
+    for name, value in said.items():
+        if type(value) is not SAID[name]:
+            raise TypeError(f"{entry.target}: {name} is {shown(value)}; {SAID[name].__name__} is expected")
     return replace(entry, **said, broken=files.foreign(thing))

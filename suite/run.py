@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import Run, own_data
 from dstbench.suite.task import Task
 from dstbench.suite.train import Diverged, Training
-from dstbench.suite.values import plain
+from dstbench.suite.values import number, plain, stored
+from dstbench.suite.words import printable, told
 
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
@@ -71,18 +74,24 @@ class _Execution:
         except (MemoryError, torch.OutOfMemoryError) as why:
             status = self._fail("oom", why)
         except Exception as why:  # a plugin may raise anything, and the record says what
-            memory = isinstance(why, RuntimeError) and "can't allocate memory" in str(why)
+            memory = isinstance(why, RuntimeError) and "can't allocate memory" in told(why)
             status = self._fail("oom" if memory else "error", why)
         self.record["status"].update(status)
+        faults: list[str] = []
+        self.record = stored(self.record, faults)
+        if faults:
+            said = self.record["status"]
+            said["name"] = "error" if said["name"] == "ok" else said["name"]
+            said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
         record.write(self.record, self.results)
         shutil.rmtree(self.work, ignore_errors=True)
         return self.record["status"]["name"]
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
-        lines = traceback.format_exc().strip().splitlines()
-        traceback.print_exc()  # whole, to the run's log
-        return {"name": name, "reason": f"{type(why).__name__}: {why}", "traceback": "\n".join(lines[-12:])}
+        lines = [printable(line) for line in traceback.format_exc().strip().splitlines()]
+        print("\n".join(lines), file=sys.stderr)  # whole, to the run's log
+        return {"name": name, "reason": told(why), "traceback": "\n".join(line[:500] for line in lines[-12:])}
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -91,9 +100,10 @@ class _Execution:
         if run.allocator == "tuned" and not allocator.tune():
             raise RuntimeError(allocator.unavailable() or "mallopt refused its settings: take the allocator system")
         task, method = build(run)
+        task.judged()  # raises, before anything is trained
         out["machine"], out["code"] = machine.facts(), self._code()
         if reason := method.skip(task):
-            return {"name": "skipped", "reason": reason}
+            return {"name": "skipped", "reason": printable(str(reason))}
         task.prepare()
         training = Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
         out["params"] = {
@@ -124,13 +134,12 @@ class _Execution:
         lost = [name for name, tensor in values(model).items() if not tensor.isfinite().all()]
         if lost:
             raise Diverged(f"{', '.join(lost[:3])} of the network is not finite after the last step")
-        training.curve["valid"][-1] = valid = training.evaluate("valid")
-        out["score"] = {
-            **{key: getattr(task, key) for key in ("metric", "higher_is_better", "chance", "target")},
-            "valid": valid,
-            "test": training.evaluate("test"),
-            "step": training.t,
-        }
+        scores = {split: training.evaluate(split) for split in ("valid", "test")}
+        for split, score in scores.items():
+            if not math.isfinite(score):
+                raise Diverged(f"the metric {task.metric} on {split} is {score} after the last step")
+        training.curve["valid"][-1] = scores["valid"]
+        out["score"] = {**task.judged(), **scores, "step": training.t}
         out["hashes"] = hashes(model)
         out["sparsity"] = sparsity = self._sparsity(training)
         empty = [layer.name for layer in model.layers if not layer.nnz()]
@@ -142,7 +151,7 @@ class _Execution:
         return {"name": "ok", "reason": ""}
 
     def _sparsity(self, training: Training) -> dict[str, Any]:
-        model, target = training.model, self.run.sparsity
+        model, target, grain = training.model, self.run.sparsity, number(training.method.grain, "grain is")
         active = sum(layer.nnz() for layer in model.layers)
         wanted = None if target is None else round((1 - target) * model.maskable)
         parameters = sum(p.numel() for p in model.net.parameters())
@@ -157,7 +166,7 @@ class _Execution:
             "parameters": everything,
             "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
-            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, training.method.grain),
+            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, grain),
             "layers": {
                 y.name: {
                     "density": y.density,
@@ -227,10 +236,10 @@ class _Execution:
 
         A run that was stopped has a record too, by another process: it knows no machine, and the run may go on.
         """
-        for number in record.attempts(self.results, self.run.key):
+        for there in record.attempts(self.results, self.run.key):
             with contextlib.suppress(OSError, ValueError):
-                found = record.read(record.folder_of(self.results) / f"{self.run.key}-{number}.json")
-                if number >= attempt and found["machine"] is not None:
+                found = record.read(record.folder_of(self.results) / f"{self.run.key}-{there}.json")
+                if there >= attempt and found["machine"] is not None:
                     return True
         return False
 
@@ -253,7 +262,7 @@ class _Execution:
         self.saving = self.saved_at - started
 
 
-def slack(wanted: int, grain: int) -> float:
+def slack(wanted: int, grain: float) -> float:
     """How many weights a run may end away from its target."""
     return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
 
@@ -269,11 +278,18 @@ def hashes(model: SparseModel) -> dict[str, str]:
     """sha256 of all weights and buffers (dense values), and of all masks."""
     weights, masks = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(values(model).items()):
-        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        weights.update(name.encode() + content(tensor))
     for layer in sorted(model.layers, key=lambda layer: layer.key):
         for mask in (layer.forward_mask, layer.grad_mask):
-            masks.update(layer.key.encode() + (b"all" if mask is None else mask.cpu().numpy().tobytes()))
+            masks.update(layer.key.encode() + (b"all" if mask is None else content(mask)))
     return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor's values, of any type: numpy has no bfloat16 and no 8-bit numbers."""
+    plain = tensor.detach().cpu()
+    plain = plain.to_dense() if plain.layout != torch.strided else plain
+    return plain.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def crosscheck(task: Task) -> dict[str, Any]:

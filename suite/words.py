@@ -39,6 +39,7 @@ BOUNDS = {
     "bytes_too_long": ("a text of at most {} characters", "max_length"),
 }
 SAID = ("value_error", "assertion_error")  # the texts are our own, or a plugin's
+ROOM = 2000  # characters of an error's text that are kept
 
 
 def wanted(errors: Iterable[Any]) -> str:
@@ -52,8 +53,26 @@ def wanted(errors: Iterable[Any]) -> str:
 
 def shown(value: Any) -> str:
     """A value in an error's text: its repr, cut where it is long."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(printable(repr(value)).split())
+    except Exception as error:  # a plugin's object
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def told(error: BaseException) -> str:
+    """The kind and the text of an error, fit to be stored and printed anywhere, whatever a plugin has raised."""
+    try:
+        text = str(error)
+    except BaseException as worse:
+        text = f"its text cannot be had, str() raises {type(worse).__name__}"
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def printable(text: str, room: int = ROOM) -> str:
+    """The first `room` characters; what no terminal or file takes (lone surrogates, control characters) is escaped."""
+    head = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text[:room])
+    return head if len(text) <= room else f"{head} … ({len(text)} characters)"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dstbench.suite.checks.subject import STEPS, Subject
 from dstbench.suite.values import plain
+from dstbench.suite.words import told
 
 LASTING = "the state cannot be saved (keep tensors, numbers and text alone in `memory`, optimiser and rng)"
 METERS = ("clock", "memory", "devices")  # measurements; and where tensors were, which every process decides anew
@@ -26,7 +27,7 @@ def write_states(subject: Subject, file: Path) -> str:
             states.append(_frozen(training.state()))
             _thawed(states[-1])
         except Exception as error:  # what torch cannot pickle, or will not load
-            raise TypeError(f"after step {training.t} {LASTING}: {str(error).splitlines()[0]}") from error
+            raise TypeError(f"after step {training.t} {LASTING}: {told(error).splitlines()[0]}") from error
 
     keep()
     training.run(after=keep)
