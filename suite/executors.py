@@ -9,19 +9,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pebble import ProcessExpired, ProcessPool
-
 from dstbench.suite import logs, record
 from dstbench.suite.plan import Run
+from dstbench.suite.processes import SERVER_GONE, Child, Ended, Failed, room_for_sockets
+from dstbench.suite.words import told
 
 PRELOAD = (
     "torch",
@@ -41,7 +42,9 @@ THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 KILLED = 9
-LEFT = 97  # stands for exit code 0 in the midst of a task
+LOST = "lost"  # of a run whose process was not watched any more
+LOOK = 60.0  # seconds from one look at all processes to the next, at most
+STARTS = 3  # tries to start a process
 
 
 class Outcome(NamedTuple):
@@ -75,46 +78,53 @@ class Local:
     worker: str = "dstbench.suite.run:execute"
 
     def run(self, runs: Sequence[Run], results: Path) -> Iterator[Outcome]:
-        """See `Executor.run`."""
-        left = {run.key: run for run in runs}
+        """See `Executor.run`.
+
+        A run whose process was lost because another one killed the forkserver is done again, alone: then the one that
+        kills it is known.
+        """
+        left = list({run.key: run for run in runs}.values())
         if not left:
             return
+        results, lost = Path(results).absolute(), list[Run]()
         log = logs.path(results, "workers")
         with self.pinned(), logs.tidied(log):
-            context = self.context(next(iter(left.values())).device, log)
-            while left:
-                before = len(left)
-                try:
-                    for outcome in self._pool(list(left.values()), Path(results), context):
-                        if outcome.status != "running":
-                            del left[outcome.run.key]
-                        yield outcome
-                except BrokenProcessPool:  # a worker that dies between two runs takes pebble's pool with it
-                    if len(left) == before:
-                        raise
+            start = partial(self._start, self.context(left[0].device, log), log, results)
+            yield from self._side_by_side(left, results, min(self.jobs, len(left)), start, lost)
+            for run in lost:
+                yield from self._side_by_side([run], results, 1, start, None)
 
-    def _pool(self, runs: list[Run], results: Path, context: BaseContext) -> Iterator[Outcome]:
-        jobs = min(self.jobs, len(runs))
-        method = context.get_start_method() or ""
-        pool = ProcessPool(max_workers=jobs, max_tasks=1, context=context)
+    def _side_by_side(
+        self, runs: list[Run], results: Path, jobs: int, start: Callable[..., Child], lost: list[Run] | None
+    ) -> Iterator[Outcome]:
+        waiting, active = deque(runs), list[_Watch]()
         try:
-            watches: dict[Future[str], _Watch] = {}
-            for run in runs:
-                arguments = (self.worker, run.to_json(), str(results), jobs > 1, method)
-                watches[pool.schedule(work, arguments, timeout=run.timeout)] = _Watch(run, results)
-            while watches:
-                ended = wait(watches, timeout=0.1, return_when=FIRST_COMPLETED).done
-                for future, watch in watches.items():
-                    if not watch.started and (future.running() or future in ended):
-                        yield watch.start()
-                for future in sorted(ended, key=lambda f: watches[f].started):
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        raise BrokenProcessPool
-                    yield watches.pop(future).end(future)
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    active.append(_Watch(waiting.popleft(), results))
+                    yield Outcome(active[-1].run, "running", 0.0)
+                    active[-1].start(start, jobs > 1)
+                ready = wait([w.child.sentinel for w in active if w.child], min(w.left for w in active))
+                over = [w for w in active if w.over]
+                if ready and not over:  # a process closed what tells of its end: it has to be asked
+                    time.sleep(0.05)
+                for watch in over:
+                    active.remove(watch)
+                    if (status := watch.end(alone=lost is None)) == LOST and lost is not None:
+                        lost.append(watch.run)
+                    else:
+                        yield Outcome(watch.run, status, time.monotonic() - watch.started)
         finally:
             with _ignoring_interrupts():
-                pool.stop()
-                pool.join()
+                for watch in active:
+                    if watch.child:
+                        watch.child.end()
+
+    def _start(self, context: BaseContext, log: Path, results: Path, run: Run, shared: bool) -> Child:
+        if context.get_start_method() == "forkserver":
+            self._serve(log)
+        with _blocking_interrupts():
+            return Child(context, work, self.worker, run.to_json(), str(results), shared, context.get_start_method())
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -137,18 +147,16 @@ class Local:
                     os.environ[name] = value
 
     def context(self, device: str, log: Path | None = None) -> BaseContext:
-        """A forkserver, or spawn on Windows and where its children cannot use the device.
+        """A forkserver, or spawn on Windows, without room for its socket, and where its children cannot use the device.
 
         What the server, and a worker before its run begins, would print goes to `log`: modules that are imported there
         may print, and a worker that is not needed any more may be stopped while it starts.
         """
-        if "forkserver" not in multiprocessing.get_all_start_methods():
+        if "forkserver" not in multiprocessing.get_all_start_methods() or not room_for_sockets():
             return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD, *self.preload])
-        # Both are inherited; a Ctrl-C while it imports would make it print a traceback.
-        with _blocking_interrupts(), logs.inherited(log) if log else nullcontext():
-            multiprocessing.forkserver.ensure_running()
+        self._serve(log)
         if device.startswith("cuda"):
             probe = context.Process(target=_use_cuda)
             probe.start()
@@ -157,61 +165,89 @@ class Local:
                 return multiprocessing.get_context("spawn")
         return context
 
+    def _serve(self, log: Path | None) -> None:
+        """Start the forkserver, where none runs, or none any more."""
+        # Both are inherited; a Ctrl-C while it imports would make it print a traceback.
+        with _blocking_interrupts(), logs.inherited(log) if log else nullcontext():
+            multiprocessing.forkserver.ensure_running()
+
 
 class _Watch:
-    """A scheduled run, as seen from the parent."""
+    """A run in its process, as seen from the parent."""
 
     def __init__(self, run: Run, results: Path) -> None:
         self.run, self.results = run, results
         self.attempts = record.attempts(results, run.key)
-        self.started = 0.0
-
-    def start(self) -> Outcome:
         self.started, self.kills = time.monotonic(), oom_kills()
-        return Outcome(self.run, "running", 0.0)
+        self.child: Child | None = None
+        self.trouble = ""
 
-    def end(self, future: Future[str]) -> Outcome:
-        return Outcome(self.run, self._status(future), time.monotonic() - self.started)
+    def start(self, start: Callable[..., Child], shared: bool) -> None:
+        """Start the process, with a new forkserver where the old one has died at this very moment."""
+        self.started = time.monotonic()
+        for _ in range(STARTS):
+            try:
+                self.child = start(self.run, shared)
+                return
+            except (OSError, EOFError) as error:
+                self.trouble = told(error)
 
-    def _status(self, future: Future[str]) -> str:
-        try:
-            return future.result()
-        except TimeoutError:
-            status, reason = "timeout", f"stopped after {self.run.timeout:g} s" if self.run.timeout else "timed out"
-        except ProcessExpired as error:
-            status, reason = expired(error.exitcode, oom_kills() > self.kills)
-        except BaseException as error:  # the worker raised, a SystemExit of a plugin included
-            status, reason = "error", f"{type(error).__name__}: {error}"
-        if written := [n for n in record.attempts(self.results, self.run.key) if n not in self.attempts]:
-            # It had ended before it was stopped.
-            path = record.folder_of(self.results) / f"{self.run.key}-{written[-1]}.json"
-            return record.read(path)["status"]["name"]
+    @property
+    def left(self) -> float:
+        """Seconds until somebody has to look at it again."""
+        if self.child is None or self.run.timeout is None:
+            return 0.0 if self.child is None else LOOK
+        return min(LOOK, max(0.0, self.started + self.run.timeout - time.monotonic()))
+
+    @property
+    def over(self) -> bool:
+        """Whether the process has ended, or its time has."""
+        return self.left <= 0 or (self.child is not None and self.child.code is not None)
+
+    def end(self, alone: bool) -> str:
+        """The status of the run, of which there is a record now; or `LOST`, without one, if it was not alone."""
+        status, reason = "error", f"its process cannot be started: {self.trouble}"
+        if self.child is not None:
+            late = self.child.code is None
+            code = self.child.end()
+            if written := self._written():  # it may have ended before it was stopped
+                return written
+            if code == SERVER_GONE and not late and not alone:
+                return LOST
+            status, reason = self._why(late, code)
         record.write(record.empty(self.run, status, reason), self.results)
         logs.add(logs.path(self.results, self.run.key), f"{status}: {reason}")
         return status
+
+    def _written(self) -> str:
+        """The status in the record that the process wrote, or ""."""
+        new = [n for n in record.attempts(self.results, self.run.key) if n not in self.attempts]
+        with suppress(OSError, ValueError):
+            if new:
+                path = record.folder_of(self.results) / f"{self.run.key}-{new[-1]}.json"
+                return record.read(path)["status"]["name"]
+        return ""
+
+    def _why(self, late: bool, code: int) -> tuple[str, str]:
+        assert self.child is not None
+        try:
+            self.child.answer()
+        except Failed as error:  # the worker raised, a SystemExit of a plugin included
+            return "error", str(error)
+        except (Ended, TimeoutError):
+            return ("timeout", f"stopped after {self.run.timeout:g} s") if late else expired(code, self._starved())
+        return "error", "the run ended without a record"
+
+    def _starved(self) -> bool:
+        return oom_kills() > self.kills
 
 
 def work(worker: str, run: dict[str, Any], results: str, shared: bool, start_method: str) -> str:
     """In the child: call `worker` ("module:function") on the run; what it prints goes to the run's log."""
     module, _, function = worker.partition(":")
     asked = Run.from_json(run)
-    with logs.kept(logs.path(results, asked.key), str(asked)), contained():
+    with logs.kept(logs.path(results, asked.key), str(asked)):
         return getattr(importlib.import_module(module), function)(run, results, shared, start_method)
-
-
-@contextmanager
-def contained() -> Iterator[None]:
-    """In the child: die with the parent, and let no exit pass for the end of the task."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent, os._exit), daemon=True).start()
-    leave = os._exit
-    # pebble waits for ever for a worker that leaves with exit code 0 in the midst of its task.
-    os._exit = lambda status: leave(status or LEFT)  # type: ignore[assignment, return-value]
-    try:
-        yield
-    finally:
-        os._exit = leave
 
 
 def expired(code: int, out_of_memory: bool) -> tuple[str, str]:
@@ -219,8 +255,10 @@ def expired(code: int, out_of_memory: bool) -> tuple[str, str]:
 
     A SIGKILL is "oom" where the kernel counted a kill for want of memory while the run ran, else "error".
     """
+    if code == SERVER_GONE:
+        return "error", f"process ended with exit code {code} in the midst of the run, or ended the server of processes"
     if code >= 0:
-        return "error", f"process ended with exit code {0 if code == LEFT else code} in the midst of the run"
+        return "error", f"process ended with exit code {code} in the midst of the run"
     if -code == KILLED and out_of_memory:
         return "oom", "process killed by the kernel for want of memory (its oom_kill counter grew during the run)"
     with suppress(ValueError):
@@ -237,11 +275,6 @@ def oom_kills(files: Sequence[str] = ("/proc/vmstat", "/sys/fs/cgroup/memory.eve
                 name, _, value = line.partition(" ")
                 count += int(value) if name == "oom_kill" else 0
     return count
-
-
-def _follow(parent: Any, leave: Any) -> None:
-    parent.join()
-    leave(1)
 
 
 def _use_cuda() -> None:
