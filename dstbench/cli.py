@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dstbench import help as manners
-from dstbench import publish
+from dstbench import publish, surroundings
 from dstbench.options import DataRoot, Jobs, Plugins, Results, how, kept, named, option, what
 from dstbench.suite import arguments, fields
 
@@ -290,5 +290,9 @@ def help_(ctx: typer.Context, command: Annotated[str | None, typer.Argument(meta
 
 def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
+    surroundings.prepare()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name=manners.program(sys.argv))
+    try:
+        app(prog_name=manners.program(sys.argv))
+    except SystemExit as done:
+        surroundings.leave(done.code if isinstance(done.code, int) else int(done.code is not None))

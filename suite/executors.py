@@ -19,7 +19,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from dstbench.suite import logs, record
+from dstbench.suite import logs, record, settings
 from dstbench.suite.plan import Run
 from dstbench.suite.processes import SERVER_GONE, Child, Ended, Failed, room_for_sockets
 from dstbench.suite.words import told
@@ -41,6 +41,7 @@ THREADS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+CHECKOUT = Path(__file__).resolve().parents[1]
 KILLED = 9
 LOST = "lost"  # of a run whose process was not watched any more
 LOOK = 60.0  # seconds from one look at all processes to the next, at most
@@ -131,20 +132,24 @@ class Local:
         """The environment of workers: the number of threads, which torch reads once, and a safe path.
 
         Without a safe path a new interpreter looks into the working directory first: a `torch.py` or a `random.py`
-        there would be imported in place of the real one.
+        there would be imported in place of the real one. A forkserver knows nothing of this process's search path: of
+        a checkout it would find the copy that is installed, if any.
         """
         pins = dict.fromkeys(THREADS, str(self.threads))
         pins |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONSAFEPATH": "1"}
-        old = {name: os.environ.get(name) for name in pins}
-        os.environ.update(pins)
-        try:
-            yield
-        finally:
-            for name, value in old.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        if (CHECKOUT / "run_all.py").exists():
+            pins["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+        with settings.untouched():
+            old = {name: os.environ.get(name) for name in pins}
+            os.environ.update(pins)
+            try:
+                yield
+            finally:
+                for name, value in old.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
 
     def context(self, device: str, log: Path | None = None) -> BaseContext:
         """A forkserver, or spawn on Windows, without room for its socket, and where its children cannot use the device.

@@ -100,7 +100,8 @@ def expand(
     and for a method that wraps such a one.
     """
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
-    shared = replace(shared, allocator=plan.allocator, plugins=tuple(plugins), data_root=data_root, download=download)
+    data_root = None if data_root is None else str(Path(data_root).absolute())
+    shared = replace(shared, allocator=plan.allocator, data_root=data_root, download=download)
     shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
     tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]
@@ -109,7 +110,8 @@ def expand(
         for task in tasks:
             for sparse, method in methods:
                 for sparsity in plan.sparsity if sparse else (None,):
-                    run = replace(shared, **task, **method, sparsity=sparsity, seed=seed)
+                    files = tuple(dict.fromkeys((*method["plugins"], *task["plugins"])))
+                    run = replace(shared, **{**task, **method, "plugins": files}, sparsity=sparsity, seed=seed)
                     runs.setdefault(run.key, run)
     return list(runs.values())
 
@@ -144,7 +146,8 @@ def _with_method(
     given = registry.nondefault(entry, {**given, **_set(plan, name, plugins)})
     for inner in registry.wrapped(entry, given):
         inner.load()
-    return registry.sparse(entry, given), {"method": name, "method_version": entry.version, "hyperparameters": given}
+    found = {"method": name, "method_version": entry.version, "hyperparameters": given}
+    return registry.sparse(entry, given), {**found, "plugins": _file(entry, plugins)}
 
 
 def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:
@@ -154,7 +157,13 @@ def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, 
     version, data = task.version, _fingerprint(name, task)
     recipe.pop("precision", None)  # has a place of its own
     precision = plan.precision or task.recipe.precision
-    return {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+    found = {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+    return {**found, "plugins": _file(entry, plugins)}
+
+
+def _file(entry: registry.Entry, plugins: Sequence[str]) -> list[str]:
+    """The plugin file that an entry is of, if it is of one: no run executes others."""
+    return [file for file in plugins if entry.origin == f"plugin {Path(file).resolve()}"]
 
 
 def _fingerprint(name: str, task: Task) -> str:

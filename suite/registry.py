@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dstbench.suite import plugins as files
+from dstbench.suite import settings
 from dstbench.suite.values import near
 from dstbench.suite.words import shown, told
 
@@ -139,11 +140,13 @@ def refused(entry: Entry, values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def find(kind: str, name: str, plugins: Files = ()) -> Entry:
-    """The entry of that name; RegistryError suggests near names and names broken plugins."""
-    entries = _entries(kind, plugins)
-    if name not in entries:
-        raise RegistryError(miss(kind, name, entries))
-    return entries[name]
+    """The entry of that name; RegistryError suggests near names and names broken plugins.
+
+    Of installed packages, those alone that have the name are loaded.
+    """
+    if entry := _entries(kind, plugins, name).get(name):
+        return entry
+    raise RegistryError(miss(kind, name, _entries(kind, plugins)))
 
 
 def miss(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
@@ -193,8 +196,8 @@ def wrapped(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> li
     found = entry.load()
     fields = getattr(found, "names_methods", ())
     names = {**values.defaults(found), **entry.presets, **given} if fields else {}
-    known = methods() if fields else {}
-    return [known[names[f]] for f in fields if names.get(f) in known]
+    inner = (_entries("method", (), names[f]).get(names[f]) for f in fields if isinstance(names.get(f), str))
+    return [e for e in inner if e]
 
 
 def sparse(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> bool:
@@ -229,11 +232,12 @@ def _home(module: str) -> str:
     return ".".join(parts[:2] if parts[0] == "dstbench" else parts[:1])
 
 
-def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
+def _entries(kind: str, plugins: Files, only: str | None = None) -> dict[str, Entry]:
+    """Every entry; `only`: of installed packages, those of this name."""
     package, attribute = KINDS[kind]
     found: dict[str, Entry] = {}
     of_files = (entry for path in plugins for entry in _of_file(kind, Path(path)))
-    for entry in chain(_built_in(package, attribute), _installed(package), of_files):
+    for entry in chain(_built_in(package, attribute), _installed(package, only), of_files):
         first = found.setdefault(entry.name, entry)
         if first.origin != entry.origin:
             both = f"{first.origin} and {entry.origin} both name a {kind} {entry.name!r}"
@@ -248,12 +252,14 @@ def _built_in(package: str, attribute: str) -> Sequence[Entry]:
         return [Entry(package, package, origin=f"package {package}", broken=files.why(error))]
 
 
-def _installed(package: str) -> Iterator[Entry]:
+def _installed(package: str, only: str | None = None) -> Iterator[Entry]:
     for point in importlib.metadata.entry_points(group=package):
+        if only not in (None, point.name):
+            continue
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         entry = Entry(point.name, point.value, origin=origin)
         try:
-            with redirect_stdout(sys.stderr):  # what it prints is no output of the command
+            with settings.kept(), redirect_stdout(sys.stderr):  # what it prints is no output of the command
                 found = described(entry, point.load())
         except files.FAILURES as error:
             found = replace(entry, broken=files.why(error))

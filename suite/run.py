@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from dstbench.suite import machine, record, registry
+from dstbench.suite import machine, record, registry, settings
 from dstbench.suite.kernels import allocator
+from dstbench.suite.lasting import content
 from dstbench.suite.meters import energy
 from dstbench.suite.meters.crosscheck import counted, ptflops_macs
 from dstbench.suite.meters.flops import measure
@@ -32,6 +33,7 @@ from dstbench.suite.train import Diverged, Training
 from dstbench.suite.values import number, plain, stored
 from dstbench.suite.words import printable, told
 
+FORMAT = "2"  # of checkpoints
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
@@ -100,6 +102,7 @@ class _Execution:
         if run.allocator == "tuned" and not allocator.tune():
             raise RuntimeError(allocator.unavailable() or "mallopt refused its settings: take the allocator system")
         task, method = build(run)
+        torch.set_num_threads(run.threads)  # once more: what was loaded may have set others
         task.judged()  # raises, before anything is trained
         out["machine"], out["code"] = machine.facts(), self._code()
         if reason := method.skip(task):
@@ -112,6 +115,7 @@ class _Execution:
             "period": training.recipe.period,
             "kind": method.kind,
             "own_tuning": bool(run.recipe or run.hyperparameters),
+            "settings": settings.now(),
         }
         self.meters = energy.meters(training.device, self.shared, run.watts_per_core or energy.WATTS_PER_CORE)
         for meter in self.meters:
@@ -182,6 +186,7 @@ class _Execution:
     def _measure(self, training: Training) -> None:
         """What the run has spent so far: also of one that failed on its way."""
         out, model, book = self.record, training.model, training.book
+        out["params"]["settings"] = settings.now()  # as the last step left them
         simulated = self.run.sparsity is not None and all(
             layer.kernel.simulated or layer.kernel.route(layer) == "dense" for layer in model.layers
         )
@@ -197,8 +202,8 @@ class _Execution:
         out["flops"]["check"] = crosscheck(training.task)  # last, so that it is in no other figure
 
     def _code(self) -> dict[str, Any]:
-        entry = registry.methods(self.run.plugins)[self.run.method]
-        task = registry.tasks(self.run.plugins)[self.run.task]
+        entry = registry.find("method", self.run.method, self.run.plugins)
+        task = registry.find("task", self.run.task, self.run.plugins)
         return {
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
@@ -211,7 +216,7 @@ class _Execution:
 
     def _made_by(self) -> list[str]:
         code = self.record["code"]
-        return [code["method_source"], code["task_source"], str(torch.__version__)]
+        return [code["method_source"], code["task_source"], str(torch.__version__), FORMAT]
 
     @property
     def _file(self) -> Path:
@@ -248,6 +253,11 @@ class _Execution:
             self._save(training)
 
     def _save(self, training: Training) -> None:
+        if forgotten := training.forgets():  # older checkpoints, before that, still hold all
+            if "unsaved" not in self.record["stamps"]:
+                self.record["stamps"]["unsaved"] = forgotten[:5]
+                print(f"no checkpoint from step {training.t} on: {'; '.join(forgotten)}", file=sys.stderr)
+            return
         started = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
         state = {"made_by": self._made_by(), "attempt": self.attempt, "training": training.state()}
@@ -283,13 +293,6 @@ def hashes(model: SparseModel) -> dict[str, str]:
         for mask in (layer.forward_mask, layer.grad_mask):
             masks.update(layer.key.encode() + (b"all" if mask is None else content(mask)))
     return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
-
-
-def content(tensor: torch.Tensor) -> bytes:
-    """The bytes of a tensor's values, of any type: numpy has no bfloat16 and no 8-bit numbers."""
-    plain = tensor.detach().cpu()
-    plain = plain.to_dense() if plain.layout != torch.strided else plain
-    return plain.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def crosscheck(task: Task) -> dict[str, Any]:

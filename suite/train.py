@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dstbench.suite import lasting
+from dstbench.suite.lasting import Lasting, foreign
 from dstbench.suite.meters.clock import Clock
 from dstbench.suite.meters.explored import Explored
 from dstbench.suite.meters.flops import FlopBook, FlopMeter
@@ -43,6 +45,7 @@ class Training:
     ) -> None:
         self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
         self._name = getattr(method, "name", type(method).__name__)
+        lasting.seed(seed)
         self.recipe = task.recipe.scaled(budget * method.budget)
         self.samples = task.recipe.scaled(budget).steps * task.recipe.batch  # without the method's own factor
         self.model = SparseModel(method.network(task, seed).to(self.device), task.example(), task.dense, kernel)
@@ -65,6 +68,7 @@ class Training:
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
+        self.lasting = Lasting(self.model.net)
         torch.manual_seed(seed)
         self.memory.start()
 
@@ -226,11 +230,13 @@ class Training:
         devices = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
             "t": self.t,
-            "model": self.model.state(),
+            "model": {**self.model.state(), "buffers": {}},
+            "lasting": self.lasting.state(),
             "optimizer": method.optimizer.state_dict(),
             "method": {"rng": method.rng.get_state(), "memory": method.memory, "charged": method.charged},
             "devices": {k: str(v.device) for k, v in method.memory.items() if torch.is_tensor(v)},
             "torch_rng": [torch.get_rng_state(), *devices],
+            "chance": lasting.chance(),
             "book": self.book.state(),
             "clock": self.clock.state(),
             "memory": self.memory.state(),
@@ -239,11 +245,20 @@ class Training:
             "scale": self.scale,
         }
 
+    def forgets(self) -> list[str]:
+        """What the run holds and no checkpoint can: a run that were resumed without would not be the same run."""
+        method = self.method
+        parts = {f"memory[{name!r}]": value for name, value in method.memory.items()}
+        parts["the optimiser's state"] = method.optimizer.state_dict()
+        lost = [f"{self._name}: {place} holds a {why}" for place, value in parts.items() if (why := foreign(value))]
+        return lost + self.lasting.forgets()
+
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from a `state`, instead of `setup`, on a Training built the same way."""
         method = self.method
         self.t, self.curve, self.scale = saved["t"], saved["curve"], saved["scale"]
         self.model.load(saved["model"])
+        self.lasting.load(saved["lasting"], self.device)
         method.optimizer.load_state_dict(saved["optimizer"])
         method.rng.set_state(saved["method"]["rng"])
         memory, devices = saved["method"]["memory"], saved["devices"]
@@ -256,6 +271,7 @@ class Training:
         self.explored.seen = [None if m is None else m.to(self.device) for m in saved["explored"]]
         method.charged = saved["method"]["charged"]
         torch.set_rng_state(saved["torch_rng"][0])
+        lasting.take_chance(saved["chance"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["torch_rng"][1], self.device)
         self.book = FlopBook(**saved["book"])

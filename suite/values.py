@@ -104,14 +104,17 @@ def read(text: str) -> Any:
 def typed(name: str, owner: Any) -> None:
     """ValueError for the first field of an instance that is declared a `bool`, `int`, `float` or `str` and holds none.
 
-    A whole number is a number too; a truth value is neither.
+    A whole number is a number too; a truth value is neither. Scalars of numpy and torch become Python's.
     """
     hints = _hints(owner)
     for field in (f.name for f in dataclasses.fields(owner)):
         kinds, wanted = SCALARS.get(hints.get(field), ((object,), ""))
         value = getattr(owner, field)
-        if not isinstance(value, kinds) or (bool not in kinds and wanted and isinstance(value, bool)):
-            raise ValueError(f"{name}: {field} is {value!r}; give {wanted}")
+        found = _item(value) if wanted else value
+        if not isinstance(found, kinds) or (bool not in kinds and wanted and isinstance(found, bool)):
+            raise ValueError(f"{name}: {field} is {shown(value)}; give {wanted}")
+        if found is not value:
+            object.__setattr__(owner, field, found)  # a recipe is frozen
 
 
 def defaults(owner: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Blobs
-from dstbench.suite import record, registry, run, values, words
+from dstbench.suite import lasting, record, registry, run, values, words
 from dstbench.suite.plan import Run
 from dstbench.suite.train import Training
 
@@ -248,7 +248,7 @@ def test_a_charge_of_any_library_is_a_whole_number() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64, torch.complex64])
 def test_the_content_of_a_tensor_is_what_numpy_has(dtype: torch.dtype) -> None:
     for tensor in (torch.ones(3, dtype=dtype), torch.ones((), dtype=dtype), torch.ones(1, dtype=dtype).expand(4)):
-        assert run.content(tensor) == tensor.contiguous().numpy().tobytes()
+        assert lasting.content(tensor) == tensor.contiguous().numpy().tobytes()
 
 
 def test_a_network_with_types_that_numpy_lacks_is_hashed_and_saved(tmp_path: Path, monkeypatch: Any) -> None:
