@@ -22,6 +22,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from dstbench.suite import logs, record
 from dstbench.suite.plan import Run
+from dstbench.suite.words import told
 
 PRELOAD = (
     "torch",
@@ -163,7 +164,7 @@ class _Watch:
 
     def __init__(self, run: Run, results: Path) -> None:
         self.run, self.results = run, results
-        self.attempts = record.attempts(results, run.key)
+        self.before = set(record.paths(results, run.key))
         self.started = 0.0
 
     def start(self) -> Outcome:
@@ -180,12 +181,14 @@ class _Watch:
             status, reason = "timeout", f"stopped after {self.run.timeout:g} s" if self.run.timeout else "timed out"
         except ProcessExpired as error:
             status, reason = expired(error.exitcode, oom_kills() > self.kills)
+        except record.Unwritable:  # no fault of the run's: it is left for the next call
+            raise
         except BaseException as error:  # the worker raised, a SystemExit of a plugin included
-            status, reason = "error", f"{type(error).__name__}: {error}"
-        if written := [n for n in record.attempts(self.results, self.run.key) if n not in self.attempts]:
-            # It had ended before it was stopped.
-            path = record.folder_of(self.results) / f"{self.run.key}-{written[-1]}.json"
-            return record.read(path)["status"]["name"]
+            status, reason = "error", told(error)
+        for path in record.paths(self.results, self.run.key):
+            with suppress(ValueError):
+                if path not in self.before:  # It had ended before it was stopped.
+                    return record.read(path)["status"]["name"]
         record.write(record.empty(self.run, status, reason), self.results)
         logs.add(logs.path(self.results, self.run.key), f"{status}: {reason}")
         return status

@@ -30,11 +30,12 @@ def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None
 
 def score(results: Path, outcome: Outcome) -> str:
     """The test score of a run that ended, or the reason why it has none."""
-    numbers = record.attempts(results, outcome.run.key)
-    if outcome.status == "running" or not numbers:
+    files = [] if outcome.status == "running" else record.paths(results, outcome.run.key)
+    try:
+        found = record.read(files[-1])
+    except (IndexError, ValueError):
         return ""
-    found = record.read(record.folder_of(results) / f"{outcome.run.key}-{numbers[-1]}.json")
-    if found["score"]:
+    if found["score"] and found["score"]["test"] is not None:
         return f"{found['score']['test']:.4g}"
     reason = " ".join(found["status"]["reason"].split())[:200]
     log = logs.path(results, outcome.run.key)
