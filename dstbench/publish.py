@@ -12,7 +12,7 @@ from dstbench.suite import arguments
 
 def write(results: Path, out: Path, files: Sequence[str], keys: Collection[str] | None = None) -> None:
     """Write the report of the records of these keys; BadParameter where there is none: an older report stays."""
-    from dstbench.suite import record, registry, sources
+    from dstbench.suite import listing, record, registry, sources
 
     records, set_aside = record.load(results)
     if not any(keys is None or r["id"]["key"] in keys for r in records):
@@ -25,6 +25,6 @@ def write(results: Path, out: Path, files: Sequence[str], keys: Collection[str] 
     names = {n: {"family": e.family, "citation": e.citation} for n, e in registry.methods(files).items()}
     summary = page.write(results, out, stale, names, keys)
     typer.echo(f"\n{summary.leaderboard}\n")
-    for path, reason in summary.set_aside:
-        typer.echo(f"set aside: {path}: {reason}", err=True)
+    for line in listing.aside(summary.set_aside):
+        typer.echo(line, err=True)
     typer.echo(f"report: {summary.index}")

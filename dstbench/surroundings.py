@@ -1,4 +1,4 @@
-"""Surroundings: what a shell, a container or a cluster may leave out, and how a command leaves."""
+"""Surroundings: what a container or a cluster may leave out, and what plugins may leave behind."""
 
 from __future__ import annotations
 
@@ -10,23 +10,11 @@ import threading
 from contextlib import suppress
 
 
-def prepare() -> None:
-    """Make up for closed standard streams, for narrow ones (any text can be printed), and for a user without a name."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            # The lowest free number is this one: no file that is opened later can take it.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+def name_user() -> None:
+    """Name a user whom the system does not know: libraries put the name into those of folders."""
     try:
         getpass.getuser()
-    except (KeyError, OSError, ImportError):  # libraries ask for the name, to put it into the names of folders
+    except (KeyError, OSError, ImportError):
         os.environ["LOGNAME"] = f"uid{os.getuid()}" if hasattr(os, "getuid") else "nobody"
 
 

@@ -182,7 +182,7 @@ class _Watch:
 
     def __init__(self, run: Run, results: Path) -> None:
         self.run, self.results = run, results
-        self.attempts = record.attempts(results, run.key)
+        self.before = set(record.paths(results, run.key))
         self.started, self.kills = time.monotonic(), oom_kills()
         self.child: Child | None = None
         self.trouble = ""
@@ -226,11 +226,10 @@ class _Watch:
 
     def _written(self) -> str:
         """The status in the record that the process wrote, or ""."""
-        new = [n for n in record.attempts(self.results, self.run.key) if n not in self.attempts]
-        with suppress(OSError, ValueError):
-            if new:
-                path = record.folder_of(self.results) / f"{self.run.key}-{new[-1]}.json"
-                return record.read(path)["status"]["name"]
+        for path in record.paths(self.results, self.run.key):
+            with suppress(ValueError):
+                if path not in self.before:
+                    return record.read(path)["status"]["name"]
         return ""
 
     def _why(self, late: bool, code: int) -> tuple[str, str]:
@@ -238,6 +237,8 @@ class _Watch:
         try:
             self.child.answer()
         except Failed as error:  # the worker raised, a SystemExit of a plugin included
+            if error.kind == record.Unwritable.__name__:  # no fault of the run's: it is left for the next call
+                raise record.Unwritable(str(error).partition(": ")[2]) from None
             return "error", str(error)
         except (Ended, TimeoutError):
             return ("timeout", f"stopped after {self.run.timeout:g} s") if late else expired(code, self._starved())

@@ -104,7 +104,7 @@ def default_name(name: str) -> str:
 
 def why(error: BaseException) -> str:
     """The kind and the first line of an error; for modules that have moved, also where to."""
-    text = told(error).splitlines()[0]
+    text = told(error).splitlines()[0].strip().removesuffix(":")
     room = str(getattr(error, "name", None) or "").split(".")[0]
     return f"{text}; {MOVED.format(room)}" if isinstance(error, ModuleNotFoundError) and room in ROOMS else text
 

@@ -35,7 +35,11 @@ class Ended(Exception):
 
 
 class Failed(Exception):
-    """The function raised; the text says what."""
+    """The function raised an error of the type named `kind`; the text says what."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class Child:
@@ -81,7 +85,7 @@ class Child:
                     open_.remove(self._reader)
                     continue
                 if error is not None:
-                    raise Failed(error)
+                    raise Failed(*error)
                 return found
             if self.code is not None:
                 raise Ended(self.code)
@@ -122,7 +126,7 @@ def _lead(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
     try:
         found = function(*arguments)
     except BaseException as why:
-        error = told(why)
+        error = type(why).__name__, told(why)
     with suppress(BaseException):
         writer.send((found, error))
     with suppress(BaseException):

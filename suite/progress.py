@@ -13,8 +13,7 @@ from dstbench.suite import logs, record
 from dstbench.suite.estimate import clock
 from dstbench.suite.executors import Executor, Outcome
 from dstbench.suite.plan import Run
-from dstbench.suite.values import number
-from dstbench.suite.words import printable, told
+from dstbench.suite.words import printable
 
 
 def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None = None) -> dict[str, int]:
@@ -32,16 +31,14 @@ def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None
 
 def score(results: Path, outcome: Outcome) -> str:
     """The test score of a run that ended, or the reason why it has none."""
-    numbers = record.attempts(results, outcome.run.key)
-    if outcome.status == "running" or not numbers:
-        return ""
+    files = [] if outcome.status == "running" else record.paths(results, outcome.run.key)
     try:
-        found = record.read(record.folder_of(results) / f"{outcome.run.key}-{numbers[-1]}.json")
-        if found["score"]:
-            return f"{number(found['score']['test'], 'score.test is'):.4g}"
-        reason = " ".join(str(found["status"]["reason"]).split())[:200]
-    except (OSError, ValueError, TypeError, KeyError) as error:  # of this run alone; the report sets it aside
-        reason = told(error)
+        found = record.read(files[-1])
+    except (IndexError, ValueError):
+        return ""
+    if found["score"] and found["score"]["test"] is not None:
+        return f"{found['score']['test']:.4g}"
+    reason = " ".join(found["status"]["reason"].split())[:200]
     log = logs.path(results, outcome.run.key)
     return f"{reason}; log: {log}" if outcome.status == "error" and log.exists() else reason
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dstbench.suite import machine, record, registry, settings
+from dstbench.suite import checkpoint, machine, record, registry, settings
 from dstbench.suite.kernels import allocator
 from dstbench.suite.lasting import content
 from dstbench.suite.meters import energy
@@ -33,7 +32,6 @@ from dstbench.suite.train import Diverged, Training
 from dstbench.suite.values import number, plain, stored
 from dstbench.suite.words import printable, told
 
-FORMAT = "2"  # of checkpoints
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
@@ -86,13 +84,18 @@ class _Execution:
             said["name"] = "error" if said["name"] == "ok" else said["name"]
             said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
-        record.write(self.record, self.results)
+        try:
+            record.write(self.record, self.results)
+        except record.Unwritable:  # where room is short, the record goes before the checkpoint
+            shutil.rmtree(self.work, ignore_errors=True)
+            record.write(self.record, self.results)
         shutil.rmtree(self.work, ignore_errors=True)
         return self.record["status"]["name"]
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
         lines = [printable(line) for line in traceback.format_exc().strip().splitlines()]
-        print("\n".join(lines), file=sys.stderr)  # whole, to the run's log
+        with contextlib.suppress(OSError):
+            print("\n".join(lines), file=sys.stderr)  # whole, to the run's log
         return {"name": name, "reason": told(why), "traceback": "\n".join(line[:500] for line in lines[-12:])}
 
     # ---- the run -------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class _Execution:
 
     def _made_by(self) -> list[str]:
         code = self.record["code"]
-        return [code["method_source"], code["task_source"], str(torch.__version__), FORMAT]
+        return [code["method_source"], code["task_source"], str(torch.__version__)]
 
     @property
     def _file(self) -> Path:
@@ -224,12 +227,14 @@ class _Execution:
 
     def _resume_or_setup(self, training: Training) -> None:
         self.saved_at, self.saving = time.monotonic(), 0.0
-        if not self._file.exists():
-            training.setup()
-            return
-        saved = torch.load(self._file, map_location="cpu", weights_only=True)
-        # Half of one version and half of another would be neither's result.
-        if saved["made_by"] != self._made_by() or self._ended(saved.get("attempt", 0)):
+        saved, note = checkpoint.take(self._file, self.run.key)
+        if saved and (self._ended(saved["attempt"]) or saved["made_by"] != self._made_by()):
+            # Half of one version and half of another would be neither's result.
+            note = "" if self._ended(saved["attempt"]) else f"{self._file.name} was made by other code"
+            saved = None
+        if note:
+            self.record["stamps"]["checkpoint"] = f"{note}; the run began afresh"
+        if saved is None:
             training.setup()
             return
         training.load(saved["training"])
@@ -241,10 +246,9 @@ class _Execution:
 
         A run that was stopped has a record too, by another process: it knows no machine, and the run may go on.
         """
-        for there in record.attempts(self.results, self.run.key):
-            with contextlib.suppress(OSError, ValueError):
-                found = record.read(record.folder_of(self.results) / f"{self.run.key}-{there}.json")
-                if there >= attempt and found["machine"] is not None:
+        for path in record.paths(self.results, self.run.key):
+            with contextlib.suppress(ValueError):
+                if record.number(path) >= attempt and record.read(path)["machine"] is not None:
                     return True
         return False
 
@@ -259,15 +263,12 @@ class _Execution:
                 print(f"no checkpoint from step {training.t} on: {'; '.join(forgotten)}", file=sys.stderr)
             return
         started = time.monotonic()
-        self.work.mkdir(parents=True, exist_ok=True)
-        state = {"made_by": self._made_by(), "attempt": self.attempt, "training": training.state()}
-        state |= {"resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
-        temporary = self._file.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._file)
+        state = {"key": self.run.key, "made_by": self._made_by(), "attempt": self.attempt}
+        state |= {"training": training.state(), "resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
+        try:
+            checkpoint.write(self._file, state)
+        except OSError as why:  # a run can do without
+            self.record["stamps"]["checkpoint"] = f"one could not be written: {why.strerror or why}"
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - started
 
@@ -316,4 +317,9 @@ def save_model(model: SparseModel, path: Path) -> None:
     masks = {f"{y.key}#mask": y.forward_mask for y in model.layers if y.forward_mask is not None}
     tensors = {**values(model), **masks}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(path))
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(temporary))
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -180,7 +180,7 @@ def stored(value: Any, faults: list[str], place: str = "") -> Any:
     if found is None or isinstance(found, bool) or (isinstance(found, int) and abs(found) < 10**300):
         return found
     if isinstance(found, str):
-        return printable(found, len(found))
+        return printable(found, len(found), "\n\t")
     if isinstance(found, float) and math.isfinite(found):
         return float(found)
     faults.append(f"{place} is {shown(value)}")

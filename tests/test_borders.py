@@ -75,10 +75,10 @@ class Silent(Exception):
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (Silent(), "Silent: its text cannot be had, str() raises KeyError"),
+        (Silent(), "Silent: (its text cannot be had: KeyError)"),
         (ValueError("\x00\ud800\x1b[2J"), "ValueError: \\x00\\ud800\\x1b[2J"),
         (ValueError("two\nlines"), "ValueError: two\nlines"),
-        (MemoryError(), "MemoryError"),
+        (MemoryError(), "MemoryError: "),
     ],
 )
 def test_the_text_of_an_error_can_be_printed_anywhere(error: Exception, text: str) -> None:
@@ -88,8 +88,8 @@ def test_the_text_of_an_error_can_be_printed_anywhere(error: Exception, text: st
 
 def test_texts_are_bounded() -> None:
     text = words.told(RuntimeError("z" * 10_000_000))
-    assert len(text) < 2100 and text.endswith("… (10000014 characters)")
-    assert len(words.shown("z" * 10_000_000)) <= 60 and "repr raises KeyError" in words.shown(Silent())
+    assert len(text) < 2100 and text.endswith("z…")
+    assert len(words.shown("z" * 10_000_000)) <= 60 and words.shown(Silent()) == "a value of type Silent"
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def test_what_raises_hangs_or_dies_gets_a_verdict(tmp_path: Path, monkeypatch: p
         assert any(found.startswith(text) for found in bad[name]), (name, bad[name])
 
 
-@pytest.mark.parametrize("error", [Failed("SystemExit: 0"), Ended(-9), OSError("no more processes")])
+@pytest.mark.parametrize("error", [Failed("SystemExit", "SystemExit: 0"), Ended(-9), OSError("no more processes")])
 def test_whatever_becomes_of_the_process_is_a_verdict(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error

@@ -118,7 +118,7 @@ def test_every_run_has_one_record_where_it_belongs(folder: Path, found: dict[str
 
 
 def test_a_text_that_cannot_be_printed_is_the_reason_of_its_run_alone(folder: Path, found: dict[str, Any]) -> None:
-    assert found["mute"]["status"]["reason"] == "Unprintable: its text cannot be had, str() raises ValueError"
+    assert found["mute"]["status"]["reason"] == "Unprintable: (its text cannot be had: ValueError)"
     loud = found["shouts"]["status"]
     assert loud["reason"].startswith("RuntimeError: \\x00\\ud800\\x1b[2Jzzz") and len(loud["reason"]) < 2200
     assert len(loud["traceback"]) < 10_000

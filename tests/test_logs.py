@@ -17,6 +17,7 @@ WORKER = """
 import ctypes, os, subprocess, sys, time, warnings
 from dstbench.suite import record
 from dstbench.suite.plan import Run
+from records import ended
 
 def execute(run, results, shared, start_method):
     run = Run.from_json(run)
@@ -30,7 +31,7 @@ def execute(run, results, shared, start_method):
         print("unflushed", end="")
     if run.method == "dies":
         os.kill(os.getpid(), 11)
-    record.write(record.empty(run, "ok"), results)
+    record.write(ended(run, "ok"), results)
     return "ok"
 """
 

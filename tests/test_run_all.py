@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from dstbench import cli
 from dstbench.suite import executors, record
+from records import ended
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +121,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[executors.Outcome]:
         def run(self, runs: Any, results: Path) -> Any:
             for run in runs:
                 outcome = executors.Outcome(run, "error" if run.method == "static" else "ok", 0.1)
-                record.write(record.empty(run, outcome.status), results)
+                record.write(ended(run, outcome.status), results)
                 seen.append(outcome)
                 yield outcome
 

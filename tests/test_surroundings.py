@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import io
 import os
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from dstbench.suite.kernels import build
 ROOT = Path(__file__).parents[1]
 CODE = """
 import os, sys, threading, time
-from dstbench import surroundings
-surroundings.prepare()
+from dstbench import streams, surroundings
+streams.usable().__enter__()
 print("\\ud800 gr\\u00fc\\u00df")
 print("to the other", file=sys.stderr)
 file = open("kept", "w")
@@ -51,8 +50,7 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyError(f"getpwuid(): uid not found: {number}")
 
     monkeypatch.setattr(pwd, "getpwuid", missing)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    surroundings.prepare()
+    surroundings.name_user()
     assert getpass.getuser() == f"uid{os.getuid()}"
     monkeypatch.delenv("LOGNAME")
 
