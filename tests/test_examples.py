@@ -90,6 +90,7 @@ def test_the_package_passes_the_check(site: Path, tmp_path: Path) -> None:
         assert "BAD" not in said and said.splitlines()[-1].startswith(f"{name}: ")
 
 
+@pytest.mark.slow
 def test_the_package_s_method_passes_the_check(installed: Path) -> None:
     verdicts = check("example_method")
     assert verdicts and all(v.ok for v in verdicts), [v for v in verdicts if not v.ok]
