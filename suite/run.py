@@ -83,6 +83,8 @@ class _Execution:
             said = self.record["status"]
             said["name"] = "error" if said["name"] == "ok" else said["name"]
             said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
+            for block in {fault.partition(" ")[0].partition(".")[0] for fault in faults} & {*record.BLOCKS}:
+                self.record[block] = None
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
         try:
             record.write(self.record, self.results)

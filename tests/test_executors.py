@@ -65,6 +65,7 @@ def execute(run, results, shared, start_method):
     found["params"] = {
         "pid": os.getpid(), "shared": shared, "method": start_method, "threads": os.environ["OMP_NUM_THREADS"]
     }
+    found["score"] = {"metric": "accuracy", "higher_is_better": True, "valid": 0.5, "test": 0.5}
     record.write(found, results)
     if run.method == "late":
         time.sleep(600)

@@ -20,6 +20,8 @@ from dstbench.suite.checks.resume import differences, frozen, thawed
 from dstbench.suite.plan import Run
 from dstbench.suite.train import Training
 
+CODE = {"method_source": "a", "task_source": "b", "versions": {}}
+
 
 class Base(nn.Module):
     def __init__(self) -> None:
@@ -264,7 +266,7 @@ def test_a_run_says_that_it_cannot_be_resumed(
 ) -> None:
     task = Holding(recipe=replace(Blobs().recipe, steps=12), kind=kind)
     monkeypatch.setattr(run, "build", lambda asked: (task, registry.method("static")))
-    monkeypatch.setattr(run._Execution, "_code", lambda self: {"method_source": "a", "task_source": "b"})
+    monkeypatch.setattr(run._Execution, "_code", lambda self: CODE)
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(run, "CHECKPOINT_SHARE", 1e9)
     assert run.execute(Run("static", task.name, 0.9).to_json(), str(tmp_path)) == "ok"
