@@ -162,13 +162,12 @@ class Local:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD, *self.preload])
         self._serve(log)
-        if device.startswith("cuda"):
-            probe = context.Process(target=_use_cuda)
+        # The first process waits until the server has imported all; an interrupt may end that.
+        probe = context.Process(target=_use_cuda if device.startswith("cuda") else _nothing)
+        with suppress(OSError, EOFError):
             probe.start()
             probe.join()
-            if probe.exitcode:
-                return multiprocessing.get_context("spawn")
-        return context
+        return multiprocessing.get_context("spawn") if device.startswith("cuda") and probe.exitcode else context
 
     def _serve(self, log: Path | None) -> None:
         """Start the forkserver, where none runs, or none any more."""
@@ -189,13 +188,13 @@ class _Watch:
 
     def start(self, start: Callable[..., Child], shared: bool) -> None:
         """Start the process, with a new forkserver where the old one has died at this very moment."""
-        self.started = time.monotonic()
         for _ in range(STARTS):
             try:
                 self.child = start(self.run, shared)
-                return
+                break
             except (OSError, EOFError) as error:
                 self.trouble = told(error)
+        self.started = time.monotonic()
 
     @property
     def left(self) -> float:
@@ -281,6 +280,10 @@ def oom_kills(files: Sequence[str] = ("/proc/vmstat", "/sys/fs/cgroup/memory.eve
                 name, _, value = line.partition(" ")
                 count += int(value) if name == "oom_kill" else 0
     return count
+
+
+def _nothing() -> None:
+    pass
 
 
 def _use_cuda() -> None:

@@ -18,6 +18,7 @@ from dstbench import streams
 from dstbench.suite import executors, lock, logs, record
 from dstbench.suite.executors import Outcome
 from dstbench.suite.plan import Run
+from dstbench.suite.processes import Failed
 from dstbench.suite.tidy import tidy
 from records import ended, make
 from test_manners import call
@@ -85,12 +86,19 @@ def test_a_record_that_cannot_be_written_is_one_line(fake: dict[str, Any], monke
 
 
 def test_the_parent_leaves_a_run_whose_record_the_worker_could_not_write_for_the_next_call(tmp_path: Path) -> None:
-    class Ended:
-        def result(self) -> str:
-            raise record.Unwritable("full")
+    class Child:
+        code = 0
 
-    with pytest.raises(record.Unwritable):
-        executors._Watch(Run("m", "t"), tmp_path)._status(Ended())  # type: ignore[arg-type]
+        def end(self) -> int:
+            return self.code
+
+        def answer(self) -> str:
+            raise Failed("Unwritable", "Unwritable: no room")
+
+    watch = executors._Watch(Run("m", "t"), tmp_path)
+    watch.child = Child()  # type: ignore[assignment]
+    with pytest.raises(record.Unwritable, match=r"^no room$"):
+        watch.end(alone=True)
     assert record.load(tmp_path) == ([], [])
 
 

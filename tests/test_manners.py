@@ -66,7 +66,7 @@ WRONG = {
     "--methods ML-LinBreg": "--methods: unknown method 'ML-LinBreg'; did you mean",
     "--tasks Digits/MLP": "--tasks: unknown task 'Digits/MLP'; did you mean digits/mlp?",
     "--budget 1e308": "--budget is '1e308': a number up to 1e+06 is expected",
-    "--seeds 99999999999999999999999,": "--seeds: '99999999999999999999999' is no whole number",
+    "--seeds 99999999999999999999999,": "--seeds is '99999999999999999999999,': '99999999999999999999999' is no",
     "--set digits/mlp.steps=99999999999999999999": "--set: digits/mlp.steps is '99999999999999999999': a whole",
     "--set digits/mlp.batch=9999999999999": "--set: digits/mlp: recipe.batch is 9999999999999; at least 1",
     "--set digits/mlp.lr.sgd=1e400": "--set: digits/mlp.lr.sgd is '1e400': a finite number is expected",
