@@ -102,9 +102,9 @@ def _write(out: Path, runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Ma
     (out / "figures").mkdir()
     cells = boards.cells(runs)
     table = cells.drop(columns="seeds")
-    table.where(table != 0, 0).map(inert).to_csv(
-        out / "cells.csv", index=False
-    )  # A signed zero is no figure in a file either.
+    figures = table.select_dtypes("float").columns
+    table[figures] += 0.0  # A signed zero is no figure in a file either.
+    table.map(inert).to_csv(out / "cells.csv", index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
