@@ -30,7 +30,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
             try:
                 torch.save(state, file)
             except RuntimeError as error:  # what torch makes of a full disk
-                raise OSError(str(error)) from error
+                raise OSError("torch could not write the file; is the disk full?") from error
             file.write(MARK + _digest(file, file.tell()).encode())
             file.flush()
             os.fsync(file.fileno())
