@@ -93,6 +93,8 @@ def replaced(out: Path) -> Iterator[Path]:
                 place.mkdir(exist_ok=True)
             else:
                 path.replace(place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(out)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
             try:
                 torch.save(state, file)
             except RuntimeError as error:  # what torch makes of a full disk
-                raise OSError(str(error)) from error
+                raise OSError("torch could not write the file; is the disk full?") from error
             file.write(MARK + _digest(file, file.tell()).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -56,7 +57,9 @@ def read(path: Path, key: str) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"it cannot be read: {error.strerror or error}") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["key"]
     except Exception:  # torch's own text would say how to load it all the same
         raise Damaged("it holds more, or less, than the state of a run") from None

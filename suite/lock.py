@@ -53,6 +53,8 @@ def _create(path: Path, mine: dict[str, Any]) -> bool:
     try:
         temporary.write_text(json.dumps(mine))
         return _named(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
             temporary.unlink()

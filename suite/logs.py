@@ -30,7 +30,8 @@ def kept(log: Path, title: str) -> Iterator[None]:
         before = file.tell()
         file.write(head.encode(errors="backslashreplace"))
     except OSError:
-        yield
+        with tidied(log):
+            yield
         return
     with file:
         begun = file.tell()
@@ -77,7 +78,7 @@ def tidied(log: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if not log.stat().st_size:
+            if log.is_file() and not log.stat().st_size:
                 log.unlink()
 
 

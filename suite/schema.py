@@ -85,6 +85,7 @@ ALWAYS = ("id", "status")
 LISTS = ("energy",)
 FREE: dict[str, dict[str, tuple[type, ...]]] = {"hashes": {}}  # mappings of anything
 BLOCKS = tuple(name for name in (*FIELDS, *LISTS, *FREE) if name not in (*ALWAYS, "stamps"))
+PRESENT = ("sparsity", "precision", "joules")  # of the identity and of energy: null says something, no field nothing
 # Field -> the least and the largest value; numbers that are not named are finite and no larger than `LARGEST`.
 RANGES: dict[str, tuple[float, float]] = {
     "id.seed": (0, WHOLE),
@@ -134,10 +135,6 @@ def validate(record: Mapping[str, Any]) -> None:
         raise ValueError(f"energy is {type(energy).__name__}; expected a list")
     for position, entry in enumerate(energy):
         _fields(f"energy[{position}]", entry, ENERGY)
-        if "joules" not in entry:
-            raise ValueError(
-                f"energy[{position}].joules is missing; expected a number, or null for a reading that failed"
-            )
     needed = ("score",) if record["id"]["sparsity"] is None else ("score", "sparsity")
     absent = [block for block in needed if record.get(block) is None]
     if status == "ok" and absent:
@@ -167,6 +164,8 @@ def _fields(block: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> N
         if not isinstance(found, types) or (isinstance(found, bool) and bool not in types):
             expected = " or ".join(t.__name__ for t in types)
             raise ValueError(f"{block}.{field} is {shown(found)}; expected {expected}")
+        if field not in value and field in PRESENT:
+            raise ValueError(f"{block}.{field} is missing; it may be null")
         if isinstance(found, int | float):
             low, high = RANGES.get(f"{block}.{field}", (-LARGEST, LARGEST))
             if not low <= found <= high:

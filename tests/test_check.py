@@ -196,6 +196,7 @@ def test_a_method_is_checked_on_the_first_task_that_it_does_not_skip() -> None:
     assert verdict.ok and "skips digits/mlp" in verdict.name
 
 
+@pytest.mark.slow
 def test_a_healthy_method_passes(tmp_path: Path) -> None:
     given = Given("ml_linbreg", TASKS[:1], file=str(tmp_path / "states"))
     verdicts = [*examine(given), *resume(given)]

@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_lock_behind(monkeypatch: pytest.MonkeyPatch, tmp_
         raise FULL
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"), lock.lock(tmp_path):
+    with pytest.raises(OSError, match=r"No space.*lock"), lock.lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -175,14 +175,14 @@ def test_the_next_call_removes_what_killed_ones_left(fake: dict[str, Any], tmp_p
     ):
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()
-    (results / f".lock.{os.getpid()}").touch()
+    (results / f".lock.{os.getppid()}").touch()
     (results / "work" / key / "checkpoint.pt").touch()
     result = call(*PLAN)
     assert f"set aside: results/records/.{key}.12.tmp: left by a write that did not finish" in result.stderr
     left = {
         str(path.relative_to(results)) for path in results.rglob("*") if path.is_file() and "records" not in path.parts
     }
-    assert left == {f".lock.{os.getpid()}", f"work/{key}/checkpoint.pt"}, "a stopped run may go on"
+    assert left == {f".lock.{os.getppid()}", f"work/{key}/checkpoint.pt"}, "a stopped run may go on"
     tidy(results, [{**found[0], "machine": {}}])
     assert not (results / "work" / key).exists(), "one that ended by itself may not"
 
@@ -194,14 +194,13 @@ def test_a_log_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
         with logs.kept(log, "a run \ud800"):
             ran = True
         logs.add(log, "more")
-    assert ran
+    assert ran and (tmp_path / "logs" / "pipe.log").exists()
     logs.add(tmp_path / "logs" / "good.log", "half \ud800")
     assert (tmp_path / "logs" / "good.log").read_text() == "half \\ud800\n"
 
 
-@pytest.mark.parametrize("name", ["index.html", "cells.csv"])
 def test_an_old_report_stays_whole_where_the_new_one_cannot_be_written(
-    fake: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+    fake: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dstbench.reports import figures, page
 
@@ -216,13 +215,13 @@ def test_an_old_report_stays_whole_where_the_new_one_cannot_be_written(
 
     def full(out: Path, *rest: Any) -> str:
         made(out, *rest)
-        (out / name).write_text("half")
+        (out / "index.html").write_text("half")
         raise FULL
 
     with monkeypatch.context() as patch:
         patch.setattr(page, "_write", full)
         result = call("report")
-    assert result.exit_code == 1 and result.stderr == "error: No space left on device\n"
+    assert result.exit_code == 1 and result.stderr == "error: report: No space left on device\n"
     assert {str(p.relative_to("report")): p.read_text() for p in Path("report").rglob("*") if p.is_file()} == old
     Path("report/.new.1").mkdir()
     assert call("report").exit_code == 0

@@ -66,6 +66,7 @@ def test_the_package_is_listed_with_its_distribution(site: Path, tmp_path: Path)
         assert rows["rigl" if what == "methods" else "digits/mlp"]["origin"] == "built-in"
 
 
+@pytest.mark.slow
 def test_it_stands_on_the_board_beside_built_ins_and_a_file(site: Path, tmp_path: Path) -> None:
     """In worker processes; the file is given relative to another folder than its own."""
     file, _ = scaffold.write("method", "of_a_file", tmp_path / "plugins")

@@ -65,6 +65,7 @@ def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, h
     assert not Path(given.file).exists()
 
 
+@pytest.mark.slow
 def test_defaults_of_chance_are_caught_by_another_process(tmp_path: Path) -> None:
     subject = breach(tmp_path, "    alpha: float = random.random()\n")
     given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))

@@ -159,7 +159,11 @@ def test_retry_stale_repeats_what_another_source_made(
     ]
     call(*options)
     path = sorted((tmp_path / "records").glob("*.json"))[0]
-    path.write_text(json.dumps({**record.read(path), "code": {"method_source": "0" * 12}}))
+    old = {**record.read(path), "code": {"versions": {}, "method_source": "0" * 12}}
+    path.unlink()
+    record.write(old, tmp_path)
+    call(*options)
+    assert len(fake) == 2, "a record of another source counts"
     call(*options, "--retry", "stale")
     assert [o.run.key for o in fake[2:]] == [path.name[:12]]
 

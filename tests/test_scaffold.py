@@ -49,7 +49,8 @@ def test_the_files_are_clean_by_our_settings(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", [pytest.param("method", marks=pytest.mark.slow), "task"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_files_pass_their_own_test_from_anywhere(written: dict[str, list[Path]], tmp_path: Path, kind: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(written[kind][1])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
