@@ -50,15 +50,16 @@ class Child:
     """
 
     def __init__(self, context: BaseContext, function: Callable[..., Any], *arguments: Any) -> None:
-        self._reader, writer = context.Pipe(duplex=False)
-        self._process = context.Process(target=_lead, args=(writer, function, arguments))  # type: ignore[attr-defined]
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_lead, args=(theirs, function, arguments))  # type: ignore[attr-defined]
         try:
             self._process.start()
-        except BaseException:
-            self._reader.close()
+            self._ours.send(True)
+        except BaseException:  # a process that was forked all the same sees it, and leaves
+            self._ours.close()
             raise
         finally:
-            writer.close()
+            theirs.close()
         self.sentinel: int = self._process.sentinel
 
     @property
@@ -75,14 +76,14 @@ class Child:
             Ended: The process is gone without a word.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        open_: list[Any] = [self._reader, self.sentinel]
+        open_: list[Any] = [self._ours, self.sentinel]
         while True:
             ready = connection.wait(open_, None if until is None else max(0.0, until - time.monotonic()))
-            if self._reader in ready:
+            if self._ours in ready:
                 try:
-                    found, error = self._reader.recv()
+                    found, error = self._ours.recv()
                 except (EOFError, OSError, pickle.UnpicklingError):  # closed by what runs there, or torn
-                    open_.remove(self._reader)
+                    open_.remove(self._ours)
                     continue
                 if error is not None:
                     raise Failed(*error)
@@ -111,8 +112,12 @@ class Child:
         return SERVER_GONE if self.code is None else self.code
 
 
-def _lead(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """In the child."""
+def _lead(theirs: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """In the child, which begins when the parent knows of it."""
+    try:
+        theirs.recv()
+    except (EOFError, OSError):
+        os._exit(1)
     with suppress(AttributeError, OSError):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -128,7 +133,7 @@ def _lead(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
     except BaseException as why:
         error = type(why).__name__, told(why)
     with suppress(BaseException):
-        writer.send((found, error))
+        theirs.send((found, error))
     with suppress(BaseException):
         for child in psutil.Process().children(recursive=True):
             child.kill()

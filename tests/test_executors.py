@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dstbench.suite.plan import Run
 WORKER = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
+import psutil
 from dstbench.suite import record
 from dstbench.suite.plan import Run
 from records import ended
@@ -35,12 +37,14 @@ def execute(run, results, shared, start_method):
         raise ValueError("no record from here")
     if run.method == "hang":
         time.sleep(600)
+    struck = Path(results, "struck")
     if run.method == "server":
-        os.kill(os.getppid(), signal.SIGKILL)
+        struck.touch()
+        if "forkserver" in " ".join(psutil.Process(os.getppid()).cmdline()):  # else another one was faster
+            os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
-    if run.method == "waits":
-        while not record.attempts(results, run.hyperparameters["for"]):
-            time.sleep(0.05)
+    if run.method == "waits" and not struck.exists():
+        time.sleep(600)
     if run.method == "thread":
         threading.Thread(target=time.sleep, args=(600,)).start()
     if run.method == "pool":
@@ -163,15 +167,33 @@ def test_closing_stops_what_runs_and_leaves_no_record(local: Callable[..., Local
 
 
 def test_a_killed_forkserver_costs_the_run_that_killed_it_alone(local: Callable[..., Local], tmp_path: Path) -> None:
-    """Runs beside it, whose end nobody would hear of, are done again; two killers, an innocent that waits for them."""
+    """Runs beside it, whose end nobody would hear of, are done again; two killers, an innocent that was beside one."""
     killers = [Run("server", "t", seed=s) for s in range(2)]
-    innocent = Run("waits", "t", hyperparameters={"for": killers[0].key})
-    runs = [innocent, *killers, *(Run("ok", "t", seed=s) for s in range(3))]
+    runs = [Run("waits", "t"), *killers, *(Run("ok", "t", seed=s) for s in range(3))]
     outcomes = [o for o in local().run(runs, tmp_path) if o.status != "running"]
     assert sorted(o.run.key for o in outcomes) == sorted(run.key for run in runs), "each once"
     assert {o.run.method: o.status for o in outcomes} == {"waits": "ok", "server": "error", "ok": "ok"}
     assert "ended the server of processes" in reasons(tmp_path)["server"]
     assert all(record.attempts(tmp_path, run.key) == [1] for run in runs)
+
+
+def test_a_process_whose_start_failed_does_not_run(
+    local: Callable[..., Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server dies between forking and telling so: the run is started anew, and only once."""
+    start, failed = ForkServerProcess.start, []
+
+    def fail(self: ForkServerProcess) -> None:
+        lead = self._target.__name__ == "_lead"  # type: ignore[attr-defined]
+        start(self)
+        if lead and not failed:
+            failed.append(self.pid)
+            raise EOFError
+
+    monkeypatch.setattr(ForkServerProcess, "start", fail)
+    assert ended(local(), [Run("ok", "t")], tmp_path) == {"ok": "ok"}
+    assert _until(lambda: not _alive(failed[0]), 10.0) and len(record.load(tmp_path)[0]) == 1
+    assert record.load(tmp_path)[0][0]["params"]["pid"] != failed[0]
 
 
 def test_nothing_of_a_plugin_keeps_a_finished_run_alive(local: Callable[..., Local], tmp_path: Path) -> None:
@@ -216,7 +238,11 @@ def test_a_temporary_folder_with_a_long_path(tmp_path: Path, long: int) -> None:
         f"local = executors.Local(1, worker='fake_worker:execute')\n"
         f"print([o.status for o in local.run([Run('ok', 't')], Path({str(tmp_path)!r}))])\n"
     )
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(folder),
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "['running', 'ok']\n", done.stderr
     assert record.load(tmp_path)[0][0]["params"]["method"] == "forkserver"
