@@ -19,10 +19,10 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from dstbench.suite import logs, record, settings
+from dstbench.suite import logs, settings
 from dstbench.suite.plan import Run
-from dstbench.suite.processes import SERVER_GONE, Child, Ended, Failed, room_for_sockets
-from dstbench.suite.words import told
+from dstbench.suite.processes import Child, room_for_sockets
+from dstbench.suite.watch import LOST, Watch
 
 PRELOAD = (
     "torch",
@@ -42,10 +42,6 @@ THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 CHECKOUT = Path(__file__).resolve().parents[1]
-KILLED = 9
-LOST = "lost"  # of a run whose process was not watched any more
-LOOK = 60.0  # seconds from one look at all processes to the next, at most
-STARTS = 3  # tries to start a process
 
 
 class Outcome(NamedTuple):
@@ -98,11 +94,11 @@ class Local:
     def _side_by_side(
         self, runs: list[Run], results: Path, jobs: int, start: Callable[..., Child], lost: list[Run] | None
     ) -> Iterator[Outcome]:
-        waiting, active = deque(runs), list[_Watch]()
+        waiting, active = deque(runs), list[Watch]()
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
-                    active.append(_Watch(waiting.popleft(), results))
+                    active.append(Watch(waiting.popleft(), results))
                     yield Outcome(active[-1].run, "running", 0.0)
                     active[-1].start(start, jobs > 1)
                 ready = wait([w.child.sentinel for w in active if w.child], min(w.left for w in active))
@@ -176,110 +172,12 @@ class Local:
             multiprocessing.forkserver.ensure_running()
 
 
-class _Watch:
-    """A run in its process, as seen from the parent."""
-
-    def __init__(self, run: Run, results: Path) -> None:
-        self.run, self.results = run, results
-        self.before = set(record.paths(results, run.key))
-        self.started, self.kills = time.monotonic(), oom_kills()
-        self.child: Child | None = None
-        self.trouble = ""
-
-    def start(self, start: Callable[..., Child], shared: bool) -> None:
-        """Start the process, with a new forkserver where the old one has died at this very moment."""
-        for _ in range(STARTS):
-            try:
-                self.child = start(self.run, shared)
-                break
-            except (OSError, EOFError) as error:
-                self.trouble = told(error)
-        self.started = time.monotonic()
-
-    @property
-    def left(self) -> float:
-        """Seconds until somebody has to look at it again."""
-        if self.child is None or self.run.timeout is None:
-            return 0.0 if self.child is None else LOOK
-        return min(LOOK, max(0.0, self.started + self.run.timeout - time.monotonic()))
-
-    @property
-    def over(self) -> bool:
-        """Whether the process has ended, or its time has."""
-        return self.left <= 0 or (self.child is not None and self.child.code is not None)
-
-    def end(self, alone: bool) -> str:
-        """The status of the run, of which there is a record now; or `LOST`, without one, if it was not alone."""
-        status, reason = "error", f"its process cannot be started: {self.trouble}"
-        if self.child is not None:
-            late = self.child.code is None
-            code = self.child.end()
-            if written := self._written():  # it may have ended before it was stopped
-                return written
-            if code == SERVER_GONE and not late and not alone:
-                return LOST
-            status, reason = self._why(late, code)
-        record.write(record.empty(self.run, status, reason), self.results)
-        logs.add(logs.path(self.results, self.run.key), f"{status}: {reason}")
-        return status
-
-    def _written(self) -> str:
-        """The status in the record that the process wrote, or ""."""
-        for path in record.paths(self.results, self.run.key):
-            with suppress(ValueError):
-                if path not in self.before:
-                    return record.read(path)["status"]["name"]
-        return ""
-
-    def _why(self, late: bool, code: int) -> tuple[str, str]:
-        assert self.child is not None
-        try:
-            self.child.answer()
-        except Failed as error:  # the worker raised, a SystemExit of a plugin included
-            if error.kind == record.Unwritable.__name__:  # no fault of the run's: it is left for the next call
-                raise record.Unwritable(str(error).partition(": ")[2]) from None
-            return "error", str(error)
-        except (Ended, TimeoutError):
-            return ("timeout", f"stopped after {self.run.timeout:g} s") if late else expired(code, self._starved())
-        return "error", "the run ended without a record"
-
-    def _starved(self) -> bool:
-        return oom_kills() > self.kills
-
-
 def work(worker: str, run: dict[str, Any], results: str, shared: bool, start_method: str) -> str:
     """In the child: call `worker` ("module:function") on the run; what it prints goes to the run's log."""
     module, _, function = worker.partition(":")
     asked = Run.from_json(run)
     with logs.kept(logs.path(results, asked.key), str(asked)):
         return getattr(importlib.import_module(module), function)(run, results, shared, start_method)
-
-
-def expired(code: int, out_of_memory: bool) -> tuple[str, str]:
-    """Status and reason of a process that ended by itself with this exit code (negative: the signal).
-
-    A SIGKILL is "oom" where the kernel counted a kill for want of memory while the run ran, else "error".
-    """
-    if code == SERVER_GONE:
-        return "error", f"process ended with exit code {code} in the midst of the run, or ended the server of processes"
-    if code >= 0:
-        return "error", f"process ended with exit code {code} in the midst of the run"
-    if -code == KILLED and out_of_memory:
-        return "oom", "process killed by the kernel for want of memory (its oom_kill counter grew during the run)"
-    with suppress(ValueError):
-        return "error", f"process killed by signal {-code} ({signal.Signals(-code).name})"
-    return "error", f"process killed by signal {-code}"
-
-
-def oom_kills(files: Sequence[str] = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")) -> int:
-    """How many processes the kernel has killed for want of memory so far; 0 where it does not say."""
-    count = 0
-    for file in files:
-        with suppress(OSError, ValueError):
-            for line in Path(file).read_text().splitlines():
-                name, _, value = line.partition(" ")
-                count += int(value) if name == "oom_kill" else 0
-    return count
 
 
 def _nothing() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dstbench import streams
-from dstbench.suite import executors, lock, logs, record
+from dstbench.suite import executors, lock, logs, record, watch
 from dstbench.suite.executors import Outcome
 from dstbench.suite.plan import Run
 from dstbench.suite.processes import Failed
@@ -95,10 +95,10 @@ def test_the_parent_leaves_a_run_whose_record_the_worker_could_not_write_for_the
         def answer(self) -> str:
             raise Failed("Unwritable", "Unwritable: no room")
 
-    watch = executors._Watch(Run("m", "t"), tmp_path)
-    watch.child = Child()  # type: ignore[assignment]
+    run = watch.Watch(Run("m", "t"), tmp_path)
+    run.child = Child()  # type: ignore[assignment]
     with pytest.raises(record.Unwritable, match=r"^no room$"):
-        watch.end(alone=True)
+        run.end(alone=True)
     assert record.load(tmp_path) == ([], [])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dstbench.suite import executors, record
+from dstbench.suite import executors, record, watch
 from dstbench.suite.executors import Executor, Local
 from dstbench.suite.plan import Run
 
@@ -264,18 +264,18 @@ def test_a_process_that_cannot_be_started_is_an_error_and_the_rest_runs(
 
 
 def test_exit_codes_and_signals() -> None:
-    assert executors.expired(-9, out_of_memory=True)[0] == "oom"
-    assert executors.expired(-9, out_of_memory=False) == ("error", "process killed by signal 9 (SIGKILL)")
-    assert executors.expired(-signal.SIGTERM, out_of_memory=True)[0] == "error"
-    assert executors.expired(0, True) == ("error", "process ended with exit code 0 in the midst of the run")
-    assert executors.expired(-77, False) == ("error", "process killed by signal 77")
+    assert watch.expired(-9, out_of_memory=True)[0] == "oom"
+    assert watch.expired(-9, out_of_memory=False) == ("error", "process killed by signal 9 (SIGKILL)")
+    assert watch.expired(-signal.SIGTERM, out_of_memory=True)[0] == "error"
+    assert watch.expired(0, True) == ("error", "process ended with exit code 0 in the midst of the run")
+    assert watch.expired(-77, False) == ("error", "process killed by signal 77")
 
 
 def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 3\n")
     (tmp_path / "events").write_text("low 0\noom 9\noom_kill 2\noom_group_kill 7\n")
     files = [str(tmp_path / name) for name in ("vmstat", "events", "none")]
-    assert executors.oom_kills(files) == 5 and executors.oom_kills(files[2:]) == 0
+    assert watch.oom_kills(files) == 5 and watch.oom_kills(files[2:]) == 0
 
 
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
