@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dstbench import help as manners
-from dstbench import publish
+from dstbench import publish, streams, surroundings
 from dstbench.options import DataRoot, Jobs, Plugins, Results, how, kept, named, option, what
 from dstbench.suite import arguments, fields
 
@@ -79,7 +79,7 @@ def run(
     Every run is tried, whatever becomes of others. If a run of the plan ended in error, now or before, the last lines
     name it and its log, and the exit code is 1.
     """
-    from dstbench.suite import estimate, session, sources
+    from dstbench.suite import estimate, listing, session, sources
 
     options: dict[str, Any] = {"kernel": kernel, "device": device, "precision": precision, "threads": threads}
     options |= {"allocator": allocator, "budget": budget, "timeout": timeout, "watts_per_core": watts_per_core}
@@ -92,6 +92,8 @@ def run(
         typer.echo(f"warning: {text}", err=True)
     ready = {"data_root": data_root, "download": download, "save_models": save_models}
     asked = session.prepare(plan, options, files, results, again, number, **ready)
+    for text in listing.aside(asked.set_aside):
+        typer.echo(text, err=True)
     if dry_run:
         typer.echo(estimate.describe(asked.runs, asked.left, asked.records, asked.jobs))
         return
@@ -101,11 +103,12 @@ def run(
             arguments.writable(folder, given)
     done = len(asked.runs) - len(asked.left)
     typer.echo(f"{len(asked.runs)} runs, {done} done, {len(asked.left)} left, {asked.jobs} at a time, in {results}")
-    if counts := session.train(asked):
+    counts, lost = session.train(asked)
+    if counts:
         typer.echo(counts)
     if page is not None:
         publish.write(results, page, files, None if all_records else {run.key for run in asked.runs})
-    failed = session.failed(asked)
+    failed = [*lost, *session.failed(asked)]
     for line in failed:
         typer.echo(line, err=True)
     raise typer.Exit(1 if failed and not exit_zero else 0)
@@ -290,5 +293,10 @@ def help_(ctx: typer.Context, command: Annotated[str | None, typer.Argument(meta
 
 def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
+    surroundings.name_user()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name=manners.program(sys.argv))
+    try:
+        with streams.usable():
+            app(prog_name=manners.program(sys.argv))
+    except SystemExit as done:
+        surroundings.leave(done.code if isinstance(done.code, int) else int(done.code is not None))

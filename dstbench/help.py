@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dstbench.suite import arguments
+from dstbench.suite.words import printable
 
 NAME = "dstbench"
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the installed one
@@ -83,10 +84,13 @@ class Commands(TyperGroup):
             typer.echo("interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            if not isinstance(error, arguments.expected()):
+            known = isinstance(error, arguments.expected())
+            if not known and not isinstance(error, OSError):
                 raise
-            typer.echo("\n".join(f"error: {text}" for text in str(error).splitlines()), err=True)
-            raise typer.Exit(2) from None
+            if not isinstance(error, BrokenPipeError):  # else nobody reads on
+                text = disk(error) if isinstance(error, OSError) else str(error)
+                typer.echo("\n".join(f"error: {line}" for line in text.splitlines()), err=True)
+            raise typer.Exit(2 if known else 1) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.epilog = f"{EXAMPLES.format(me=ctx.info_name)}\n{CODES}"
@@ -112,6 +116,11 @@ class Commands(TyperGroup):
 
     def _shown(self) -> list[str]:
         return [name for name, command in self.commands.items() if not command.hidden]
+
+
+def disk(error: OSError) -> str:
+    """What could not be written or read, and why, on one line."""
+    return ": ".join(printable(str(part)) for part in (error.filename, error.strerror) if part) or printable(str(error))
 
 
 def plainly(error: Any) -> str:

@@ -15,7 +15,7 @@ def write(results: Path, out: Path, files: Sequence[str], keys: Collection[str] 
 
     `asked` names the options by which the keys were chosen, for the message.
     """
-    from dstbench.suite import record, registry, sources
+    from dstbench.suite import listing, record, registry, sources
 
     records, set_aside = record.load(results)
     if asked and records and not keys:
@@ -30,6 +30,6 @@ def write(results: Path, out: Path, files: Sequence[str], keys: Collection[str] 
     names = {n: {"family": e.family, "citation": e.citation} for n, e in registry.methods(files).items()}
     summary = page.write(results, out, stale, names, keys)
     typer.echo(f"\n{summary.leaderboard}\n")
-    for path, reason in summary.set_aside:
-        typer.echo(f"set aside: {path}: {reason}", err=True)
+    for line in listing.aside(summary.set_aside):
+        typer.echo(line, err=True)
     typer.echo(f"report: {summary.index}")

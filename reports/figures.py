@@ -12,6 +12,7 @@ import pandas as pd
 from dstbench.reports.rows import each
 from dstbench.reports.series import Look, bounds, domain
 from dstbench.reports.tables import level, number
+from dstbench.suite.words import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "font.size": 9,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # A name is text, whatever dollars are in it.
     "svg.hashsalt": "dstbench",
 }
 Draw = Callable[["Axes", pd.DataFrame], None]
@@ -78,18 +80,20 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     shown = [name for name in looks if name in set(table["method"])]
-    room = 3.6 * columns / (0.5 + 0.07 * max(map(len, shown), default=1))  # in names, at 8 points
+    room = 3.6 * columns / (0.5 + 0.07 * max((len(_shown(n)) for n in shown), default=1))  # in names, at 8 points
     wide = max(1, min(len(shown), 2 * columns, int(room)))  # of the legend
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.2 * -(-len(shown) // wide) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(axes, names, strict=False):
         draw(ax, table[table[facet] == name])
-        ax.set_title(name, fontsize=9)
+        ax.set_title(_shown(name), fontsize=9)
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
     for ax in axes[len(names) :]:
         ax.remove()
-    handles = [Line2D([], [], color=looks[n].colour, marker=looks[n].marker, markersize=5, label=n) for n in shown]
+    handles = [
+        Line2D([], [], color=looks[n].colour, marker=looks[n].marker, markersize=5, label=_shown(n)) for n in shown
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=wide, frameon=False, fontsize=8)
     return figure
 
@@ -141,7 +145,7 @@ def _ratio(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
                       alpha=0.7, jitter=False, legend=False, ax=ax)  # fmt: skip
     means = part.groupby("method")["value"].mean().reindex(order)
     ax.plot(means, range(len(order)), "|", color="#222222", markersize=11, markeredgewidth=2)
-    lines = [wrap(name, 26) for name in order]
+    lines = [wrap(_shown(name), 26) for name in order]
     size = 9 if max(map(len, lines), default=1) == 1 else 6
     ax.set_yticks(range(len(order)), ["\n".join(line) for line in lines], fontsize=size)
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
@@ -183,10 +187,15 @@ def _lines(ax: Axes, part: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> N
 
 
 def _label(ax: Axes, part: pd.DataFrame, metrics: Mapping[str, str | None], x: str) -> None:
-    name = metrics.get(part["task"].iloc[0]) or "metric"
+    name = _shown(metrics.get(part["task"].iloc[0]) or "metric")
     ax.set(xlabel=x, ylabel=f"test {name}" + (", %" if "acc" in name else ""), ylim=domain(part))
     if "acc" in name:
         ax.yaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
+
+
+def _shown(name: str) -> str:
+    """A name, cut where it is long; a legend leaves out those that begin with an underscore."""
+    return printable(f" {name}" if name.startswith("_") else name, 80)
 
 
 def _palette(looks: Mapping[str, Look], part: pd.DataFrame) -> dict[str, Any]:
@@ -194,9 +203,13 @@ def _palette(looks: Mapping[str, Look], part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
+    import warnings
+
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.set_layout_engine("none")  # The layout found for the SVG holds for the PNG: finding it again takes as long.
-    figure.savefig(paths[1], dpi=144)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # A box stands for what the font lacks.
+        figure.savefig(paths[0], metadata={"Date": None})
+        figure.set_layout_engine("none")  # The layout of the SVG holds for the PNG: finding it again takes as long.
+        figure.savefig(paths[1], dpi=144)
     return paths

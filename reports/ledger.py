@@ -12,6 +12,7 @@ from dstbench.reports import costs as boards_costs
 from dstbench.reports.rows import each, split
 from dstbench.reports.sections import FLOPS_NOTE
 from dstbench.reports.tables import Cell, Table, level, number, quantity, ratio, whole
+from dstbench.suite.words import printable
 
 QUANTITY = {"s": "seconds", "J": "joules", "B": "bytes"}
 MEMORY = "Bytes of parameters, gradients, optimiser state, masks and index plans alive at their maximum over a step."
@@ -121,7 +122,7 @@ def stale(runs: pd.DataFrame) -> Table:
 
 def files(name: str, title: str, entries: Sequence[tuple[Path, str]], note: str) -> Table:
     """Files that do not count, with the reason of each."""
-    rows = [[Cell(path.name, style="strong"), Cell(reason)] for path, reason in entries]
+    rows = [[Cell(printable(path.name), style="strong"), Cell(reason)] for path, reason in entries]
     return Table(name, title, ["file", "reason"], rows, [note])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from dstbench.reports.schema import CRASHED, FAILED, FIELDS, upgrade, validate
+from dstbench.suite.record import scan
+from dstbench.suite.schema import CRASHED, FAILED, FIELDS
 
-NAME = re.compile(r"(?P<key>[0-9a-f]{12})-(?P<attempt>[1-9]\d*)\.json")
 SCALARS = {f"{block}.{name}": types for block, fields in FIELDS.items() for name, types in fields.items()
            if not {list, dict} & set(types)}  # fmt: skip
 DERIVED = ("run", "file", "setting", "conditions", "task", "method", "dense", "sparsity", "seed", "outcome", "ended",
@@ -31,65 +29,11 @@ class Loaded:
 
 def load(results: Path, keys: Collection[str] | None = None) -> Loaded:
     """Read `results/records`, or the runs of these `keys`; what cannot be read is set aside with its reason."""
-    loaded, newest = Loaded(), {}  # type: ignore[var-annotated]
-    folder = Path(results) / "records"
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        try:
-            record, attempt = _read(path)
-        except (OSError, ValueError, RecursionError) as problem:
-            loaded.set_aside.append((path, _reason(problem)))
-            continue
-        identity = json.dumps({k: v for k, v in record["id"].items() if k != "key"}, sort_keys=True)
-        rank = ((record.get("stamps") or {}).get("finished") or "", attempt)
-        entry = (record["id"]["key"], attempt, rank, path, record)
-        newest.setdefault(identity, []).append(entry)
-    for entries in newest.values():
-        if keys is not None and not any(entry[0] in keys for entry in entries):
-            continue
-        last = _newest(entries)
-        loaded.records.append(last[4] | {"file": last[3].name})
-        loaded.superseded += [(e[3], f"replaced by {last[3].name}") for e in entries if e is not last]
-    loaded.records.sort(key=lambda record: record["id"]["key"])
-    loaded.superseded.sort()
-    return loaded
-
-
-def _newest(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The last attempt of a key; between keys of one identity, as older schemas leave them, the one finished last."""
-    last: dict[str, tuple[Any, ...]] = {}
-    for entry in entries:
-        if entry[0] not in last or entry[1] > last[entry[0]][1]:
-            last[entry[0]] = entry
-    return max(last.values(), key=lambda entry: entry[2])
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int]:
-    name = NAME.fullmatch(path.name)
-    if not name:
-        unfinished = path.name.startswith(".") or path.suffix in (".tmp", ".part")
-        raise ValueError("left by a write that did not finish" if unfinished else
-                         "not a record: the name is not <12 hex digits>-<attempt>.json")  # fmt: skip
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError(f"not a record: it holds {type(record).__name__}, an object was expected")
-    record = upgrade(record)
-    validate(record)
-    if record["id"]["key"] != name["key"]:
-        raise ValueError(f"id.key is {record['id']['key']!r} but the file is named for {name['key']!r}")
-    return record, int(name["attempt"])
-
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, json.JSONDecodeError):
-        return f"corrupt: {problem.msg} (line {problem.lineno}, column {problem.colno})"
-    if isinstance(problem, UnicodeDecodeError):
-        return f"corrupt: not UTF-8 text (byte {problem.start})"
-    if isinstance(problem, RecursionError):
-        return "corrupt: nested too deeply"
-    if isinstance(problem, OSError):
-        return f"unreadable: {problem.strerror or problem}"
-    return str(problem)
+    found = scan(results)
+    wanted = set(found.newest) if keys is None else set(keys) & set(found.newest)
+    records = [found.newest[key][1] | {"file": found.newest[key][0].name} for key in sorted(wanted)]
+    superseded = [(path, reason) for path, reason in found.superseded if path.name[:12] in wanted]
+    return Loaded(records, found.set_aside, superseded)
 
 
 def frame(records: Sequence[Mapping[str, Any]], stale: Sequence[str] | set[str] = ()) -> pd.DataFrame:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from dstbench.reports import boards, costs, figures, ledger, realised, sections,
 from dstbench.reports.load import Loaded, frame, load
 from dstbench.reports.orderings import orderings
 from dstbench.reports.plots import Chart, Plots, plots, speed_up
-from dstbench.reports.tables import Table
+from dstbench.reports.tables import Table, inert
 
 SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "tie group")
 SHORT_NOTE = (
@@ -65,31 +68,58 @@ def write(
     """Read `results/records` and write index.html, leaderboard.md, cells.csv and figures/ to `out`.
 
     `stale`: keys of records whose method has changed since; `names`: method -> {"family", "citation"}; `keys`: those of
-    the records that count (None: all). OSError where `out` cannot be written.
+    the records that count (None: all). OSError where `out` cannot be written: an older report there stays whole.
     """
     loaded = load(Path(results), keys)
     runs = frame(loaded.records, set(stale))
-    out = Path(out)
-    (out / "figures").mkdir(parents=True, exist_ok=True)
+    with replaced(Path(out)) as folder:
+        leaderboard = _write(folder, runs, loaded, names or {})
+    return Summary(leaderboard, Path(out) / "index.html", loaded.set_aside)
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A folder within `out`, whose files take their places in `out` at the end, or go if something fails."""
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".new.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = out / f".new.{os.getpid()}"
+    try:
+        new.mkdir()
+        yield new
+        for path in sorted(new.rglob("*")):
+            place = out / path.relative_to(new)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                path.replace(place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(out)) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write(out: Path, runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the files of the report; the leaderboard as text."""
+    (out / "figures").mkdir()
     cells = boards.cells(runs)
     table = cells.drop(columns="seeds")
     figures = table.select_dtypes("float").columns
     table[figures] += 0.0  # A signed zero is no figure in a file either.
-    table.to_csv(out / "cells.csv", index=False)
+    table.map(inert).to_csv(out / "cells.csv", index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
-    about = _about(runs, loaded, names or {})
+    about = _about(runs, loaded, names)
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
     shown = [
         t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
     ]
     text = "\n".join(["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), speed.table, *about)]])
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
-    index = out / "index.html"
-    index.write_text(_render(parts, speed, about, runs, loaded), encoding="utf-8")
+    (out / "index.html").write_text(_render(parts, speed, about, runs, loaded), encoding="utf-8")
     short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
-    return Summary("\n\n".join(t.text() for t in short), index, loaded.set_aside)
+    return "\n\n".join(t.text() for t in short)
 
 
 def _section(

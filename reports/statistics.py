@@ -150,10 +150,11 @@ def star(differences: Sequence[float]) -> str:
 
 def _error(cells: Sequence[np.ndarray]) -> tuple[float, float]:
     """The standard error of the mean of cell means, and Satterthwaite's degrees of freedom; infinite where it is 0."""
-    parts = np.array([c.var(ddof=1) / len(c) for c in cells]) / len(cells) ** 2
-    freedom = np.array([len(c) - 1 for c in cells])
-    variance = float(parts.sum())
-    return math.sqrt(variance), variance**2 / float((parts**2 / freedom).sum()) if variance else math.inf
+    with np.errstate(over="ignore", invalid="ignore"):  # a metric of 1e200 has no interval, and is no error
+        parts = np.array([c.var(ddof=1) / len(c) for c in cells]) / len(cells) ** 2
+        freedom = np.array([len(c) - 1 for c in cells])
+        variance = parts.sum()
+        return math.sqrt(variance), float(variance**2 / (parts**2 / freedom).sum()) if variance else math.inf
 
 
 def _quantile(probability: float, df: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -35,7 +36,7 @@ class Table:
 
     def markdown(self) -> str:
         """A heading, a pipe table (or "None.") and the notes."""
-        lines = [f"## {self.title}", ""]
+        lines = [f"## {_pipe(self.title)}", ""]
         if self.rows:
             bars = ["---:" if figure else "---" for figure in self.figures]
             texts = [[_pipe(cell.text) for cell in row] for row in self.rows]
@@ -56,9 +57,21 @@ class Table:
         return "\n".join([self.title, "", *(lines if self.rows else ["No runs."]), *notes])
 
 
+MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[#>+-](?!\d)")
+
+
 def _pipe(text: str) -> str:
-    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return " ".join(safe.split())
+    """Text of one line that means nothing to Markdown or HTML; an underscore within a word is none of theirs."""
+    text = MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("@", "&#64;")
+
+
+def inert(text: object) -> object:
+    """A cell of a CSV file: one line, which no spreadsheet takes for a formula; such a text gets a ' before it."""
+    if not isinstance(text, str):
+        return text
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def number(value: float, spec: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,13 +118,17 @@ def folder(path: Path | str | None, option: str, made: bool = False) -> None:
 
 
 def writable(folder: Path, option: str) -> None:
-    """Make the folder; BadParameter where nothing can be written into it."""
+    """Make the folder; BadParameter where nothing can be written into it, OSError where a disk is full or read-only."""
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
+        with suppress(OSError):
+            probe.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise OSError(error.errno, error.strerror, f"{option}: {folder} cannot be written") from None
         raise typer.BadParameter(f"{folder} cannot be written: {error.strerror}", param_hint=option) from None
 
 

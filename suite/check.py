@@ -17,10 +17,10 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
-
 from dstbench.suite import kernels, plan, registry
 from dstbench.suite.plugins import FAILURES
+from dstbench.suite.processes import Child, Ended, Failed
+from dstbench.suite.words import told
 
 RAISED = (*FAILURES, KeyboardInterrupt)  # by hooks: nobody presses Ctrl-C in a process of a check
 TASKS = ("digits/mlp", "digits/vit")  # the second for methods of transformers
@@ -98,65 +98,63 @@ def _check_all(names: Sequence[str], given: Given, jobs: int) -> Iterator[Result
 
     local = Local(jobs)
     with local.pinned(), tempfile.TemporaryDirectory() as folder:
-        pools = Pools(local.context("cpu"))
+        processes = Processes(local.context("cpu"))
 
         def one(name: str) -> Result:
             started = time.monotonic()
             own = replace(given, method=name, file=str(Path(folder) / f"{names.index(name)}.states"))
-            verdicts = _ask(pools, examine, own)
+            verdicts = _ask(processes, examine, own)
             if os.path.exists(own.file):
-                verdicts += _ask(pools, resume, own)
+                verdicts += _ask(processes, resume, own)
             return name, verdicts, time.monotonic() - started
 
         with ThreadPoolExecutor(jobs) as threads:
             try:
                 yield from threads.map(one, names)
             finally:
-                pools.close()
+                processes.close()
 
 
-class Pools:
-    """A pool of one process for each question: what breaks one harms no other."""
+class Processes:
+    """A process for each question: what breaks one harms no other."""
 
     def __init__(self, context: BaseContext) -> None:
         self.context = context
-        self.open: list[ProcessPool] | None = []
+        self.open: list[Child] | None = []
         self.lock = threading.Lock()
 
     def ask(self, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
-        """What `work` says in a fresh process; raises what it raises, and no verdicts once closed."""
-        pool = ProcessPool(max_workers=1, max_tasks=1, context=self.context)
+        """What `work` says in a fresh process; raises what `Child.answer` raises, and no verdicts once closed."""
         with self.lock:
             if self.open is None:
                 return []
-            self.open.append(pool)
+            child = Child(self.context, _work, work, given)
+            self.open.append(child)
         try:
-            return pool.schedule(_work, (work, given), timeout=LIMIT).result()
+            return child.answer(LIMIT)
         finally:
-            pool.stop()
-            pool.join()
+            child.end()
 
     def close(self) -> None:
         """Stop what still runs."""
         with self.lock:
             left, self.open = self.open or [], None
-        for pool in left:
-            pool.stop()
+        for child in left:
+            child.end()
 
 
-def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
+def _ask(processes: Processes, work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
     """The verdicts of `work` in a process of its own; whatever happens to that process is a verdict too."""
-    from dstbench.suite.executors import LEFT
-
     try:
-        return pools.ask(work, given)
+        return processes.ask(work, given)
     except TimeoutError:
         text = f"no verdict after {LIMIT:g} s: the method hangs, or is far too slow"
-    except ProcessExpired as error:
-        code = 0 if error.exitcode == LEFT else error.exitcode
-        text = f"the process ended with exit code {code}: the method killed it (os._exit, a signal, or out of memory)"
-    except BaseException as error:  # a broken pool; what a plugin raises where no check was looking
-        text = f"the checks were cut off by {type(error).__name__}: {error}"
+    except Ended as error:
+        text = f"{error}: the method killed it (os._exit, a signal, or out of memory)"
+    except Failed as error:  # what a plugin raises where no check was looking
+        text = f"the checks were cut off by {error}"
+    except OSError as error:
+        text = f"the checks were cut off by {told(error)}"
     return [Verdict(f"{given.method}: checks end", False, text)]
 
 
@@ -164,11 +162,8 @@ def _ask(pools: Pools, work: Callable[[Given], list[Verdict]], given: Given) -> 
 
 
 def _work(work: Callable[[Given], list[Verdict]], given: Given) -> list[Verdict]:
-    from dstbench.suite.executors import contained
-
     os.dup2(2, 1)  # what a plugin prints is no verdict
-    with contained():
-        return work(given)
+    return work(given)
 
 
 def examine(given: Given) -> list[Verdict]:
@@ -248,7 +243,7 @@ def explain(error: BaseException, files: Collection[str]) -> str:
     """The kind and text of an error, and `file.py:LINE` of the last frame in one of `files`, else of the last."""
     frames = traceback.extract_tb(error.__traceback__)
     last = ([frame for frame in frames if frame.filename in files] or frames)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    return f"{told(error)} ({Path(last.filename).name}:{last.lineno})"
 
 
 def files_of(kind: type) -> set[str]:

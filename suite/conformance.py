@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dstbench.suite import check, registry
 from dstbench.suite.check import Result
+from dstbench.suite.checks.resume import differences, frozen, thawed
+from dstbench.suite.lasting import content
 from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import own_data
 from dstbench.suite.plugins import FAILURES
@@ -153,6 +155,22 @@ def short_training_is_finite(task: Task) -> str:
     return "" if math.isfinite(score) and score == again else f"the metric on valid is {score}, then {again}"
 
 
+def resuming_is_exact(task: Task) -> str:
+    """Stopped in the middle, and gone on with on a network built anew."""
+    short = replace(task, recipe=replace(task.recipe, steps=STEPS))
+    whole, again = (Training(short, registry.method("dense")) for _ in range(2))
+    whole.setup()
+    whole.run(until=STEPS // 2)
+    if forgotten := whole.forgets():
+        return f"a run cannot be resumed: {forgotten[0]}: keep it in a buffer, or in numbers, texts and tensors"
+    saved = frozen(whole.state())
+    whole.run()
+    again.load(thawed(saved))
+    again.run()
+    found = ", ".join(differences(thawed(frozen(whole.state())), thawed(frozen(again.state()))))
+    return f"resumed after step {STEPS // 2}, {found} differ at the end" if found else ""
+
+
 CHECKS: dict[str, Callable[[Task], str]] = {
     "fingerprint is steady": fingerprint_is_steady,
     "network is of the seed alone": network_is_of_the_seed_alone,
@@ -162,6 +180,7 @@ CHECKS: dict[str, Callable[[Task], str]] = {
     "judging splits are whole and fixed": judging_splits_are_whole_and_fixed,
     "splits share no input": splits_share_no_input,
     "a short training is finite": short_training_is_finite,
+    "resuming is exact": resuming_is_exact,
 }
 
 
@@ -180,4 +199,4 @@ def _rows(task: Task, split: str) -> set[bytes]:
 
 
 def _hash(row: Tensor) -> bytes:
-    return hashlib.sha256(row.contiguous().numpy().tobytes()).digest()
+    return hashlib.sha256(content(row)).digest()

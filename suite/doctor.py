@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dstbench.suite import registry
 from dstbench.suite.registry import Entry
 
-NEEDED = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pydantic", "ruamel.yaml", "typer", "rich", "pebble")
+NEEDED = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pydantic", "ruamel.yaml", "typer", "rich")
 WINDOWS = (
     "Windows: no forkserver (each run starts anew, seconds instead of a tenth), no peak resident memory, no RAPL, "
     "folders are not fsynced"

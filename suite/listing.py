@@ -9,6 +9,7 @@ from typing import Any
 
 from dstbench.suite import record, registry, values
 from dstbench.suite.lock import holder
+from dstbench.suite.words import printable
 
 KINDS = ("methods", "tasks", "kernels", "plans")
 
@@ -41,13 +42,19 @@ def status(results: Path, keys: Iterable[str] | None = None) -> str:
     found = [{"status": s, "runs": counts[s]} for s in record.STATUSES if counts[s]]
     lines = [table(found) or f"no records in {results}"]
     held = holder(results)
-    lines.append("running: " + (f"process {held['pid']} on {held['host']}" if held else "nothing"))
-    unfinished = [p.name for p in (results / "work").glob("*") if p.name not in record.done(results)]
+    lines.append("running: " + (f"process {held['pid']} on {printable(held['host'])}" if held else "nothing"))
+    finished = record.finished(records)
+    unfinished = [p.name for p in (results / "work").glob("*") if p.name not in finished]
     lines.append(f"begun, not finished: {len(unfinished)}")
     if keys is not None:
         wanted = list(keys)
-        lines.append(f"left of the plan: {len(set(wanted) - record.done(results).keys())} of {len(wanted)}")
-    return "\n".join([*lines, *(f"set aside: {path}: {reason}" for path, reason in set_aside)])
+        lines.append(f"left of the plan: {len(set(wanted) - finished.keys())} of {len(wanted)}")
+    return "\n".join([*lines, *aside(set_aside)])
+
+
+def aside(files: Iterable[tuple[Path, str]]) -> list[str]:
+    """A line for each file set aside, with its reason."""
+    return [f"set aside: {printable(str(path))}: {reason}" for path, reason in files]
 
 
 def _kernels() -> list[dict[str, Any]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from dstbench.suite.words import printable
 
 
 class Busy(RuntimeError):
@@ -26,7 +30,7 @@ def lock(results: str | Path) -> Iterator[None]:
         held = _read(path)
         if held is not None and _alive(held):
             raise Busy(
-                f"{Path(results)} is in use by process {held['pid']} on {held['host']}; "
+                f"{Path(results)} is in use by process {held['pid']} on {printable(held['host'])}; "
                 f"wait for it, give another folder by --results, or remove {path} if that process is gone"
             )
         _remove(path, held, mine["pid"])
@@ -46,14 +50,28 @@ def holder(results: str | Path) -> dict[str, Any] | None:
 def _create(path: Path, mine: dict[str, Any]) -> bool:
     """Write the lock whole, then give it its name: nobody ever reads half of one."""
     temporary = path.with_name(f".lock.{mine['pid']}")
-    temporary.write_text(json.dumps(mine))
     try:
-        os.link(temporary, path)
+        temporary.write_text(json.dumps(mine))
+        return _named(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _named(file: Path, path: Path) -> bool:
+    """Give a file the name of the lock, unless that is taken."""
+    try:
+        os.link(file, path)
+        return True
     except FileExistsError:
         return False
-    finally:
-        temporary.unlink()
-    return True
+    except OSError:  # a file system without hard links: whoever makes the file has the lock, and writes it next
+        with suppress(FileExistsError), path.open("x") as lock:
+            lock.write(file.read_text())
+            return True
+        return False
 
 
 def _remove(path: Path, held: dict[str, Any] | None, pid: int) -> None:
@@ -62,16 +80,27 @@ def _remove(path: Path, held: dict[str, Any] | None, pid: int) -> None:
     with suppress(FileNotFoundError):
         path.rename(aside)
         if _read(aside) != held:
-            with suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+            _named(aside, path)
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    """What a lock says; None where it is none, or stays empty for longer than it takes to write one."""
+    for _ in range(20):
+        try:
+            text = path.read_text() if path.is_file() else "null"
+            held = json.loads(text or "null")
+        except (OSError, ValueError, RecursionError):
+            return None
+        if text:
+            break
+        time.sleep(0.05)
+    kinds = {"host": str, "pid": int, "created": float}
+    good = isinstance(held, dict) and all(type(held.get(name)) is kind for name, kind in kinds.items())
+    return held if good and 0 < held["pid"] < 2**31 else None
 
 
 def _alive(held: dict[str, Any]) -> bool:
@@ -80,5 +109,5 @@ def _alive(held: dict[str, Any]) -> bool:
         return True
     try:
         return abs(psutil.Process(held["pid"]).create_time() - held["created"]) < 1
-    except (psutil.NoSuchProcess, KeyError):
+    except psutil.NoSuchProcess:
         return False

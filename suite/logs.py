@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def path(results: str | Path, key: str) -> Path:
@@ -21,12 +22,18 @@ def kept(log: Path, title: str) -> Iterator[None]:
     """In the process of a run, for the rest of its life: what it prints goes to the end of the log.
 
     File descriptors are moved, so that C code and child processes write there too. A run that printed nothing leaves
-    no trace.
+    no trace. Where the log cannot be written, the run goes on without one.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab", buffering=0) as file:
+    head = f"---- {datetime.now(UTC).isoformat(timespec='seconds')} {title} ----\n"
+    try:
+        file = _opened(log)
         before = file.tell()
-        file.write(f"---- {datetime.now(UTC).isoformat(timespec='seconds')} {title} ----\n".encode())
+        file.write(head.encode(errors="backslashreplace"))
+    except OSError:
+        with tidied(log):
+            yield
+        return
+    with file:
         begun = file.tell()
         _flush()
         for descriptor in (1, 2):
@@ -50,11 +57,10 @@ def kept(log: Path, title: str) -> Iterator[None]:
 @contextmanager
 def inherited(log: Path) -> Iterator[None]:
     """Processes that are started meanwhile print to the end of this file; see `tidied`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     _flush()
     before = [os.dup(descriptor) for descriptor in (1, 2)]
     try:
-        with open(log, "ab", buffering=0) as file:
+        with _opened(log) as file:
             for descriptor in (1, 2):
                 os.dup2(file.fileno(), descriptor)
         yield
@@ -72,15 +78,22 @@ def tidied(log: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if not log.stat().st_size:
+            if log.is_file() and not log.stat().st_size:
                 log.unlink()
 
 
 def add(log: Path, text: str) -> None:
-    """Add a line, of what the run's process could not say itself."""
+    """Add a line, of what the run's process could not say itself; none where the log cannot be written."""
+    with suppress(OSError), _opened(log) as file:
+        file.write(f"{text}\n".encode(errors="backslashreplace"))
+
+
+def _opened(log: Path) -> Any:
+    """The log, to write at its end; OSError also for a pipe, which would wait for a reader."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
+    if log.exists() and not log.is_file():
+        raise OSError(f"{log} is no plain file")
+    return open(log, "ab", buffering=0)
 
 
 def _flush() -> None:

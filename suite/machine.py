@@ -21,7 +21,6 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "ptflops",
-    "pebble",
     "psutil",
     "safetensors",
     "nvidia-ml-py",

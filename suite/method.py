@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from dstbench.suite.layer import Layer
 from dstbench.suite.recipe import Recipe
-from dstbench.suite.values import typed
+from dstbench.suite.values import number, typed
+from dstbench.suite.words import shown
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -95,7 +97,9 @@ class Method:
         raise RuntimeError("backward is given by the training loop")
 
     def charge(self, flops: int) -> None:
-        """Book FLOPs of arithmetic done outside the pass, such as a cubic score."""
+        """Book FLOPs of arithmetic done outside the pass, such as a cubic score; ValueError for no finite count."""
+        if not 0 <= number(flops, "charge was given") < math.inf:
+            raise ValueError(f"charge was given {shown(flops)}; a finite count of FLOPs, 0 or more, is expected")
         self.charged += int(flops)
 
     def restart(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dstbench.suite import registry
+from dstbench.suite.plugins import FAILURES, why
+from dstbench.suite.words import shown
 
 if TYPE_CHECKING:
     from dstbench.suite.planfile import Plan
@@ -100,7 +102,8 @@ def expand(
     and for a method that wraps such a one.
     """
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
-    shared = replace(shared, allocator=plan.allocator, plugins=tuple(plugins), data_root=data_root, download=download)
+    data_root = None if data_root is None else str(Path(data_root).absolute())
+    shared = replace(shared, allocator=plan.allocator, data_root=data_root, download=download)
     shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
     tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]
@@ -109,7 +112,8 @@ def expand(
         for task in tasks:
             for sparse, method in methods:
                 for sparsity in plan.sparsity if sparse else (None,):
-                    run = replace(shared, **task, **method, sparsity=sparsity, seed=seed)
+                    files = tuple(dict.fromkeys((*method["plugins"], *task["plugins"])))
+                    run = replace(shared, **{**task, **method, "plugins": files}, sparsity=sparsity, seed=seed)
                     runs.setdefault(run.key, run)
     return list(runs.values())
 
@@ -147,18 +151,39 @@ def _with_method(
         inner.load()
     versions = {inner.name: inner.version for inner in wrapped if inner.version != 1}
     found = {"method": name, "method_version": entry.version, "wrapped_versions": versions, "hyperparameters": given}
-    return registry.sparse(entry, given), found
+    return registry.sparse(entry, given), {**found, "plugins": _file(entry, plugins)}
 
 
 def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:
     entry = registry.find("task", name, plugins)
     recipe = registry.nondefault(entry, _set(plan, name, plugins))
     task = own_data(registry.task(name, plugins, recipe), root, download)
-    task.prepare()
+    version, data = task.version, _fingerprint(name, task)
     recipe.pop("precision", None)  # has a place of its own
     precision = plan.precision or task.recipe.precision
-    version, data = task.version, task.fingerprint()
-    return {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+    found = {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+    return {**found, "plugins": _file(entry, plugins)}
+
+
+def _file(entry: registry.Entry, plugins: Sequence[str]) -> list[str]:
+    """The plugin file that an entry is of, if it is of one: no run executes others."""
+    return [file for file in plugins if entry.origin == f"plugin {Path(file).resolve()}"]
+
+
+def _fingerprint(name: str, task: Task) -> str:
+    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text."""
+    from dstbench.suite.task import DataError
+
+    try:
+        task.prepare()
+        found = task.fingerprint()
+    except DataError:
+        raise
+    except FAILURES as error:
+        raise registry.RegistryError(f"{name}: its data cannot be had: {why(error)}") from error
+    if not isinstance(found, str):
+        raise registry.RegistryError(f"{name}: fingerprint() returned {shown(found)}; 12 hex digits are expected")
+    return str(found)
 
 
 def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dstbench.suite import fields, kernels, registry
+from dstbench.suite import fields, kernels, plantext, registry
+from dstbench.suite.plantext import PlanError as PlanError
 from dstbench.suite.registry import Broken, Entry
 from dstbench.suite.values import near
 from dstbench.suite.words import shown, wanted
@@ -19,10 +18,6 @@ FOLDER = Path(__file__).parent / "plans"
 Where = Callable[[Sequence[Any]], str]
 Share = Annotated[float, BeforeValidator(fields.sparsity)]
 Chosen = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(fields.method)]
-
-
-class PlanError(ValueError):
-    """A plan is wrong; the text has one line for each mistake."""
 
 
 class Plan(BaseModel):
@@ -109,14 +104,7 @@ def target(key: str, entries: Mapping[str, Entry]) -> tuple[str, str]:
 
 
 def _load(path: Path) -> Any:
-    try:
-        data = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise PlanError(f"{path}{line}: {(error.problem or 'is no YAML').splitlines()[0]}") from None
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise PlanError(f"{path}: {error}") from None
+    data = plantext.load(path)
     if not isinstance(data, dict):
         raise PlanError(f"{path}: a plan is a mapping with the keys {', '.join(Plan.model_fields)}")
     return data

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from dstbench import MOVED, ROOMS
+from dstbench.suite import settings
+from dstbench.suite.words import told
 
 CONTRACT = 2  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
 MARK = "__dstbench__"
@@ -21,7 +23,10 @@ FAILURES = (Exception, SystemExit)  # what a broken plugin may raise without har
 
 
 def load(path: str | Path) -> ModuleType:
-    """The module of a plugin file, executed once a process; raises what the file raises."""
+    """The module of a plugin file, executed once a process; raises what the file raises.
+
+    What it sets for the whole process (threads, types, chance, signals, the working directory) is set back.
+    """
     path = Path(path).resolve()
     name = f"dstbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -33,7 +38,7 @@ def load(path: str | Path) -> ModuleType:
         raise ImportError(f"{path} is no Python file; a plugin is a file that ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        with redirect_stdout(sys.stderr):  # what it prints is no output of the command
+        with settings.kept(), redirect_stdout(sys.stderr):  # what it prints is no output of the command
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -99,11 +104,9 @@ def default_name(name: str) -> str:
 
 def why(error: BaseException) -> str:
     """The kind and the first line of an error; for modules that have moved, also where to."""
-    lines = str(error).strip().splitlines() or [""]
-    room = (getattr(error, "name", None) or "").split(".")[0]
-    if isinstance(error, ModuleNotFoundError) and room in ROOMS:
-        lines[0] += f"; {MOVED.format(room)}"
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    text = told(error).splitlines()[0].strip().removesuffix(":")
+    room = str(getattr(error, "name", None) or "").split(".")[0]
+    return f"{text}; {MOVED.format(room)}" if isinstance(error, ModuleNotFoundError) and room in ROOMS else text
 
 
 def _is_register(node: ast.AST) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from dstbench.suite import logs, record
 from dstbench.suite.estimate import clock
 from dstbench.suite.executors import Executor, Outcome
 from dstbench.suite.plan import Run
+from dstbench.suite.words import printable
 
 
 def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None = None) -> dict[str, int]:
     """Run all runs and show how it goes; returns how many ended with each status. Bars by default on a terminal."""
     counts: dict[str, int] = {}
-    bars = sys.stdout.isatty() if bars is None else bars
+    bars = (sys.stdout is not None and sys.stdout.isatty()) if bars is None else bars
     view: Any = Bars(len(runs)) if bars else Lines(len(runs))
     with view, closing(executor.run(runs, results)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
@@ -30,11 +31,12 @@ def follow(executor: Executor, runs: list[Run], results: Path, bars: bool | None
 
 def score(results: Path, outcome: Outcome) -> str:
     """The test score of a run that ended, or the reason why it has none."""
-    numbers = record.attempts(results, outcome.run.key)
-    if outcome.status == "running" or not numbers:
+    files = [] if outcome.status == "running" else record.paths(results, outcome.run.key)
+    try:
+        found = record.read(files[-1])
+    except (IndexError, ValueError):
         return ""
-    found = record.read(record.folder_of(results) / f"{outcome.run.key}-{numbers[-1]}.json")
-    if found["score"]:
+    if found["score"] and found["score"]["test"] is not None:
         return f"{found['score']['test']:.4g}"
     reason = " ".join(found["status"]["reason"].split())[:200]
     log = logs.path(results, outcome.run.key)
@@ -47,7 +49,7 @@ def line(done: int, total: int, outcome: Outcome, score: str, left: float) -> st
     sparsity = "dense" if run.sparsity is None else f"{run.sparsity:g}"
     what = f"{run.key} {run.method:<12} {run.task:<16} {sparsity:<5} seed {run.seed}"
     head = f"[{done:>{len(str(total))}}/{total}]"
-    return f"{head} {what}  {outcome.status:<10} {score:<8} {outcome.seconds:5.1f} s  left {clock(left)}"
+    return printable(f"{head} {what}  {outcome.status:<10} {score:<8} {outcome.seconds:5.1f} s  left {clock(left)}")
 
 
 class Lines:
@@ -66,7 +68,8 @@ class Lines:
         if outcome.status != "running":
             self.done += 1
             left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-            print(line(self.done, self.total, outcome, score, left), flush=True)
+            with suppress(OSError, ValueError):  # a closed pipe or a full disk at the other end stops no run
+                print(line(self.done, self.total, outcome, score, left), flush=True)
 
 
 class Bars:
@@ -90,11 +93,13 @@ class Bars:
 
     def show(self, outcome: Outcome, score: str) -> None:
         key, run = outcome.run.key, outcome.run
+        if outcome.status == "running" and key in self.running:  # done again
+            return
         if outcome.status == "running":
             self.running[key] = self.progress.add_task(f"  {run.method} {run.task} seed {run.seed}", total=None)
             return
         if key in self.running:
             self.progress.remove_task(self.running.pop(key))
         if outcome.status != "ok":
-            self.progress.console.print(f"{outcome.status}: {run}: {score}", markup=False, highlight=False)
+            self.progress.console.print(printable(f"{outcome.status}: {run}: {score}"), markup=False, highlight=False)
         self.progress.advance(self.all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +10,10 @@ from typing import Any
 
 import torch
 
+from dstbench.suite.values import number, typed
+from dstbench.suite.words import shown
+
+LARGEST = 10**12  # of steps, and of images in a batch
 KINDS = ("sgd", "adam")
 SCHEDULES = ("cosine", "poly", "tanh")  # timm's that are pure functions of the step
 
@@ -41,6 +46,9 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        typed("recipe", self)
+        for name in ("lr", "weight_decay"):
+            object.__setattr__(self, name, {kind: _rate(name, kind, r) for kind, r in getattr(self, name).items()})
         for name, choices in (("optimizer", KINDS), ("precision", ("fp32", "bf16", "fp16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -49,16 +57,19 @@ class Recipe:
         for name, good, wanted in (
             ("momentum", 0 <= self.momentum < 1, "a factor in [0, 1)"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps in [0, 1)"),
-            ("clip", self.clip >= 0, "a norm, or 0 for none"),
-            ("plain_scale", self.plain_scale > 0, "a factor above 0"),
+            ("clip", 0 <= self.clip < math.inf, "a norm, or 0 for none"),
+            ("plain_scale", 0 < self.plain_scale < math.inf, "a factor above 0"),
+            ("label_smoothing", 0 <= self.label_smoothing <= 1, "a share in [0, 1]"),
         ):
             if not good:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)}; give {wanted}")
+        for name in ("steps", "batch", "accumulate"):
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"recipe.{name} is {shown(getattr(self, name))}; at least 1 is needed, at most {LARGEST}"
+                )
         if self.batch % self.accumulate:
             raise ValueError(f"recipe.batch {self.batch} does not split into {self.accumulate} equal micro-batches")
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"recipe.{name} is {getattr(self, name)}; at least 1 is needed")
 
     def scaled(self, budget: float) -> Recipe:
         """The same recipe with `budget` times the steps, at least one."""
@@ -102,3 +113,10 @@ class Recipe:
         name = "adamw" if kind == "adam" else "sgd" if self.nesterov else "momentum"
         decay = self.weight_decay[kind]
         return create_optimizer_v2(groups, opt=name, lr=self.lr[kind], weight_decay=decay, momentum=self.momentum)
+
+
+def _rate(name: str, kind: str, value: Any) -> float:
+    found = value if type(value) is int else number(value, f"recipe.{name}[{kind!r}] is")
+    if not math.isfinite(found):
+        raise ValueError(f"recipe.{name}[{kind!r}] is {found}; give a finite number")
+    return found

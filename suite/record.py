@@ -1,21 +1,41 @@
-"""Record: the immutable JSON file of one finished run, and the folder of them."""
+"""Record: the immutable JSON file of one finished run, and the folder of them. One reader, which trusts nothing."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dstbench.suite.plan import SCHEMA, Run, key_of
+from dstbench.suite import schema
+from dstbench.suite.plan import Run, key_of
+from dstbench.suite.schema import BLOCKS, STATUSES
+from dstbench.suite.words import LONGEST, printable, shown
 
-STATUSES = ("ok", "diverged", "collapsed", "off_target", "timeout", "oom", "error", "interrupted", "skipped")
-BLOCKS = ("params", "score", "sparsity", "flops", "time", "energy", "memory", "curve", "hashes", "machine", "code")
-NAME = re.compile(r"([0-9a-f]{12})-([0-9]+)\.json")
+# Key, attempt and the beginning of the digest, which records of older versions lack.
+NAME = re.compile(r"([0-9a-f]{12})-([1-9][0-9]{0,8})(?:-([0-9a-f]{8}))?\.json")
+LARGEST = 64 * 2**20  # bytes of a file
+DEEPEST = 20  # mappings and lists within each other
+
+
+class Unwritable(OSError):
+    """A record cannot be written: no room, no permission, no folder."""
+
+
+@dataclass
+class Found:
+    """What lies in a folder of records: key -> file and record of the newest attempt; all other files, with reasons."""
+
+    newest: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
+    set_aside: list[tuple[Path, str]] = field(default_factory=list)
+    superseded: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def empty(run: Run, status: str = "error", reason: str = "", traceback: str = "") -> dict[str, Any]:
@@ -24,7 +44,7 @@ def empty(run: Run, status: str = "error", reason: str = "", traceback: str = ""
         raise ValueError(f"status is {status!r}; choose one of {', '.join(STATUSES)}")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
-        "schema": SCHEMA,
+        "schema": schema.SCHEMA,
         "id": {"key": run.key, **run.identity()},
         "status": {"name": status, "reason": reason, "traceback": traceback},
         **dict.fromkeys(BLOCKS),
@@ -35,71 +55,115 @@ def empty(run: Run, status: str = "error", reason: str = "", traceback: str = ""
 def write(record: Mapping[str, Any], results: str | Path) -> Path:
     """Add a record to `results` as the next attempt of its key, whole or not at all, even when killed.
 
-    Returns its path. OSError where the folder cannot be written, ValueError where a number is not finite.
+    Args:
+        record: what `read` will take; reason and traceback are cut where they are long.
+        results: the results folder.
+
+    Returns:
+        Its path, `<key>-<attempt>-<beginning of the digest>.json`: no two records of different content share a name.
+
+    Raises:
+        Unwritable: the folder cannot be written.
+        ValueError: a number is not finite, or a field is none that `read` would take.
     """
     # A plugin may have hyper-parameters of any type.
-    text = json.dumps(record, indent=1, allow_nan=False, default=str)
-    folder = folder_of(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    key = record["id"]["key"]
+    whole = json.loads(json.dumps(record, allow_nan=False, default=str))
+    for name, part in (("reason", slice(LONGEST)), ("traceback", slice(-4 * LONGEST, None))):
+        whole["status"][name] = (whole["status"][name] or "")[part]
+    schema.validate(whole)
+    whole["digest"] = digest(whole)
+    folder, key = folder_of(results), whole["id"]["key"]
     temporary = folder / f".{key}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    path = folder / f"{key}-{1 + max(attempts(results, key), default=0)}.json"
-    temporary.rename(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(whole, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"{key}-{1 + max(attempts(results, key), default=0)}-{whole['digest'][:8]}.json"
+        temporary.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise Unwritable(f"{folder}: the record of run {key} cannot be written: {error.strerror or error}") from error
     _sync(folder)
     return path
 
 
-def load(results: str | Path) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
-    """The newest readable attempt of each key, and what was set aside: (path, reason)."""
-    newest: dict[str, dict[str, Any]] = {}
-    set_aside: list[tuple[Path, str]] = []
-    for path in _files(results):
-        try:
-            record = read(path)
-        except (OSError, ValueError) as error:
-            set_aside.append((path, str(error)))
-        else:
-            newest[record["id"]["key"]] = record
-    return list(newest.values()), set_aside
+def digest(record: Mapping[str, Any]) -> str:
+    """The sha256 of a record's content without its digest, in canonical JSON."""
+    content = {name: block for name, block in record.items() if name != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One record; ValueError says why a file is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
+    """One record in today's schema, its texts printable; ValueError says why a file is none. Nothing else reads them.
+
+    A record whose name holds no digest is of an older version: it is taken without one.
+    """
     name = NAME.fullmatch(path.name)
-    if name is None or not isinstance(record, dict) or "schema" not in record:
-        raise ValueError("not a record of dstbench")
-    if record["schema"] != SCHEMA:
-        raise ValueError(f"schema {record['schema']!r}; this version reads {SCHEMA}")
-    try:
-        key, status = record["id"]["key"], record["status"]["name"]
-    except (KeyError, TypeError):
-        raise ValueError("the key or the status is missing") from None
-    if key != name[1]:
-        raise ValueError(f"holds key {key!r}, its name says {name[1]}")
-    if status not in STATUSES:
-        raise ValueError(f"unknown status {status!r}")
+    if name is None:
+        if path.name.startswith(".") or path.suffix in (".tmp", ".part"):
+            raise ValueError("left by a write that did not finish")
+        raise ValueError("not a record: its name is not <12 hex digits>-<attempt>-<8 hex digits>.json")
+    record = _parsed(path)
+    if not isinstance(record, dict):
+        raise ValueError(f"not a record: it holds {type(record).__name__}, an object was expected")
+    if _too_deep(record):
+        raise ValueError(f"corrupt: nested deeper than {DEEPEST} levels")
+    if (name[3] or "digest" in record) and not _whole(record, name[3] or ""):
+        raise ValueError("damaged or changed by hand: its digest is not that of its content")
+    record.pop("digest", None)
+    record = schema.upgrade(record)
+    schema.validate(record)
     identity = {k: v for k, v in record["id"].items() if k != "key"}
-    if key_of(identity) != key:
+    if record["id"]["key"] != name[1]:
+        raise ValueError(f"id.key is {shown(record['id']['key'])} but the file is named for {name[1]!r}")
+    if key_of(identity) != name[1]:
         raise ValueError(
             "the identity is not the one that its key was made of: it was changed by hand, or is no record"
         )
-    for block in BLOCKS:
-        if not isinstance(record.get(block), list if block == "energy" else dict) and record.get(block) is not None:
-            raise ValueError(f"block {block!r} is {record[block]!r}")
-    return record
+    return _printable(schema.filled(record))
+
+
+def scan(results: str | Path) -> Found:
+    """Every file of the folder of records, each once: what counts, what a newer attempt replaced, what is no record.
+
+    Of one key the last attempt counts, of equal attempts, as two machines make them, the one finished last.
+    """
+    found, folder = Found(), folder_of(results)
+    read_ones: dict[str, list[tuple[tuple[int, str, str], Path, dict[str, Any]]]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            record = read(path)
+        except ValueError as error:
+            found.set_aside.append((path, printable(str(error))))
+            continue
+        rank = (number(path), (record["stamps"] or {}).get("finished") or "", path.name)
+        read_ones.setdefault(record["id"]["key"], []).append((rank, path, record))
+    for key, entries in read_ones.items():
+        *older, (_, path, record) = sorted(entries, key=lambda entry: entry[0])
+        found.newest[key] = path, record
+        found.superseded += [(entry[1], f"replaced by {path.name}") for entry in older]
+    found.superseded.sort()
+    return found
+
+
+def load(results: str | Path) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
+    """The newest readable attempt of each key, and what was set aside: (path, reason)."""
+    found = scan(results)
+    return [record for _, record in found.newest.values()], found.set_aside
 
 
 def done(results: str | Path) -> dict[str, str]:
     """Key -> status of every finished run; an interrupted run is not finished."""
-    found = {r["id"]["key"]: r["status"]["name"] for r in load(results)[0]}
+    return finished(load(results)[0])
+
+
+def finished(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Key -> status of those of the records whose run is finished."""
+    found = {r["id"]["key"]: r["status"]["name"] for r in records}
     return {key: status for key, status in found.items() if status != "interrupted"}
 
 
@@ -119,10 +183,20 @@ def stale(records: Iterable[Mapping[str, Any]], sources: Mapping[str, Mapping[st
     return found
 
 
+def paths(results: str | Path, key: str) -> list[Path]:
+    """The files of all attempts at a key, readable or not, in order."""
+    named = [path for path in folder_of(results).glob(f"{key}-*.json") if NAME.fullmatch(path.name)]
+    return sorted(named, key=lambda path: (number(path), path.name))
+
+
 def attempts(results: str | Path, key: str) -> list[int]:
-    """The attempts at a key that have a record, readable or not."""
-    names = (NAME.fullmatch(p.name) for p in folder_of(results).glob(f"{key}-*.json"))
-    return sorted(int(name[2]) for name in names if name)
+    """The attempts at a key that have a file, readable or not."""
+    return [number(path) for path in paths(results, key)]
+
+
+def number(path: Path) -> int:
+    """The attempt that a file is named for."""
+    return int(path.name.split("-")[1].removesuffix(".json"))
 
 
 def folder_of(results: str | Path) -> Path:
@@ -130,12 +204,51 @@ def folder_of(results: str | Path) -> Path:
     return Path(results) / "records"
 
 
-def _files(results: str | Path) -> Iterator[Path]:
-    def order(path: Path) -> tuple[str, int]:
-        name = NAME.fullmatch(path.name)
-        return (name[1], int(name[2])) if name else (path.name, 0)
+def _parsed(path: Path) -> Any:
+    try:
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "a link to nothing" if not path.exists() else "no plain file"
+            raise ValueError(f"unreadable: it is {what}")
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"too large for a record: {size / 2**20:.0f} MiB, {LARGEST // 2**20} are the most")
+        return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"corrupt: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corrupt: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ValueError("corrupt: nested too deeply") from None
+    except OSError as error:
+        raise ValueError(f"unreadable: {error.strerror or error}") from None
 
-    yield from sorted(folder_of(results).glob("*.json"), key=order)
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"corrupt: {text[:20]} is no finite number")
+    return value
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return bool(level)
+
+
+def _whole(record: Mapping[str, Any], beginning: str) -> bool:
+    found = record.get("digest")
+    return isinstance(found, str) and found == digest(record) and found.startswith(beginning)
+
+
+def _printable(value: Any, keep: str = "") -> Any:
+    """The value with every text in it printable; reasons and tracebacks keep their lines."""
+    if isinstance(value, str):
+        return printable(value, keep=keep, most=4 * LONGEST if keep else LONGEST)
+    if isinstance(value, list):
+        return [_printable(entry) for entry in value]
+    if isinstance(value, dict):
+        return {printable(k): _printable(v, "\n\t" if k in ("reason", "traceback") else "") for k, v in value.items()}
+    return value
 
 
 def _sync(folder: Path) -> None:

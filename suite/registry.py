@@ -20,7 +20,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dstbench.suite import plugins as files
+from dstbench.suite import settings
 from dstbench.suite.values import near
+from dstbench.suite.words import shown, told
 
 if TYPE_CHECKING:
     from dstbench.suite.method import Method
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Files = Iterable[str | Path]
+SAID = {"family": str, "citation": str, "version": int, "sparse": bool}  # what a class or task says of itself
 KINDS = {"method": ("dstbench.methods", "METHODS"), "task": ("dstbench.tasks", "TASKS")}
 
 
@@ -130,18 +133,20 @@ def refused(entry: Entry, values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a method or recipe itself says against values of the right types: (the first field, its text)."""
     try:
         _build(entry, values)
-    except (TypeError, ValueError) as error:
-        text = str(error)
+    except files.FAILURES as error:
+        text = str(error) if isinstance(error, TypeError | ValueError) else told(error)
         return [(next(iter(values), ""), text if text.startswith(entry.name) else f"{entry.name}: {text}")]
     return []
 
 
 def find(kind: str, name: str, plugins: Files = ()) -> Entry:
-    """The entry of that name; RegistryError suggests near names and names broken plugins."""
-    entries = _entries(kind, plugins)
-    if name not in entries:
-        raise RegistryError(miss(kind, name, entries))
-    return entries[name]
+    """The entry of that name; RegistryError suggests near names and names broken plugins.
+
+    Of installed packages, those alone that have the name are loaded.
+    """
+    if entry := _entries(kind, plugins, name).get(name):
+        return entry
+    raise RegistryError(miss(kind, name, _entries(kind, plugins)))
 
 
 def miss(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
@@ -171,7 +176,8 @@ def nondefault(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
         raise RegistryError("\n".join(errors.values()))
     found = entry.load()
     defaults = {**values.defaults(found if isinstance(found, type) else found.recipe), **entry.presets}
-    return {k: values.plain(v) for k, v in checked.items() if k not in defaults or defaults[k] != v}
+    given = {name: values.plain(value) for name, value in checked.items()}
+    return {k: v for k, v in given.items() if k not in defaults or values.plain(defaults[k]) != v}
 
 
 def nested(recipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,8 +196,8 @@ def wrapped(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> li
     found = entry.load()
     fields = getattr(found, "names_methods", ())
     names = {**values.defaults(found), **entry.presets, **given} if fields else {}
-    known = methods() if fields else {}
-    return [known[names[f]] for f in fields if names.get(f) in known]
+    inner = (_entries("method", (), names[f]).get(names[f]) for f in fields if isinstance(names.get(f), str))
+    return [e for e in inner if e]
 
 
 def sparse(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> bool:
@@ -226,11 +232,12 @@ def _home(module: str) -> str:
     return ".".join(parts[:2] if parts[0] == "dstbench" else parts[:1])
 
 
-def _entries(kind: str, plugins: Files) -> dict[str, Entry]:
+def _entries(kind: str, plugins: Files, only: str | None = None) -> dict[str, Entry]:
+    """Every entry; `only`: of installed packages, those of this name."""
     package, attribute = KINDS[kind]
     found: dict[str, Entry] = {}
     of_files = (entry for path in plugins for entry in _of_file(kind, Path(path)))
-    for entry in chain(_built_in(package, attribute), _installed(package), of_files):
+    for entry in chain(_built_in(package, attribute), _installed(package, only), of_files):
         first = found.setdefault(entry.name, entry)
         if first.origin != entry.origin:
             both = f"{first.origin} and {entry.origin} both name a {kind} {entry.name!r}"
@@ -245,12 +252,14 @@ def _built_in(package: str, attribute: str) -> Sequence[Entry]:
         return [Entry(package, package, origin=f"package {package}", broken=files.why(error))]
 
 
-def _installed(package: str) -> Iterator[Entry]:
+def _installed(package: str, only: str | None = None) -> Iterator[Entry]:
     for point in importlib.metadata.entry_points(group=package):
+        if only not in (None, point.name):
+            continue
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         entry = Entry(point.name, point.value, origin=origin)
         try:
-            with redirect_stdout(sys.stderr):  # what it prints is no output of the command
+            with settings.kept(), redirect_stdout(sys.stderr):  # what it prints is no output of the command
                 found = described(entry, point.load())
         except files.FAILURES as error:
             found = replace(entry, broken=files.why(error))
@@ -276,5 +285,8 @@ def described(entry: Entry, thing: Any) -> Entry:
         raise TypeError(
             f"{entry.target} is no dataclass: give a subclass of Method under @register, or a Task's instance"
         )
-    said = {f: getattr(thing, f) for f in ("family", "citation", "version", "sparse") if hasattr(thing, f)}
+    said = {f: getattr(thing, f) for f in SAID if hasattr(thing, f)}
+    for name, value in said.items():
+        if type(value) is not SAID[name]:
+            raise TypeError(f"{entry.target}: {name} is {shown(value)}; {SAID[name].__name__} is expected")
     return replace(entry, **said, broken=files.foreign(thing))

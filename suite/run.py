@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import math
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
-from dstbench.suite import machine, record, registry
+from dstbench.suite import checkpoint, machine, record, registry, settings
 from dstbench.suite.kernels import allocator
+from dstbench.suite.lasting import content
 from dstbench.suite.meters import energy
 from dstbench.suite.meters.crosscheck import counted, ptflops_macs
 from dstbench.suite.meters.flops import measure
@@ -27,7 +29,8 @@ from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import Run, own_data
 from dstbench.suite.task import Task
 from dstbench.suite.train import Diverged, Training
-from dstbench.suite.values import plain
+from dstbench.suite.values import number, plain, stored
+from dstbench.suite.words import printable, told
 
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
@@ -71,18 +74,31 @@ class _Execution:
         except (MemoryError, torch.OutOfMemoryError) as why:
             status = self._fail("oom", why)
         except Exception as why:  # a plugin may raise anything, and the record says what
-            memory = isinstance(why, RuntimeError) and "can't allocate memory" in str(why)
+            memory = isinstance(why, RuntimeError) and "can't allocate memory" in told(why)
             status = self._fail("oom" if memory else "error", why)
         self.record["status"].update(status)
+        faults: list[str] = []
+        self.record = stored(self.record, faults)
+        if faults:
+            said = self.record["status"]
+            said["name"] = "error" if said["name"] == "ok" else said["name"]
+            said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
+            for block in {fault.partition(" ")[0].partition(".")[0] for fault in faults} & {*record.BLOCKS}:
+                self.record[block] = None
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
-        record.write(self.record, self.results)
+        try:
+            record.write(self.record, self.results)
+        except record.Unwritable:  # where room is short, the record goes before the checkpoint
+            shutil.rmtree(self.work, ignore_errors=True)
+            record.write(self.record, self.results)
         shutil.rmtree(self.work, ignore_errors=True)
         return self.record["status"]["name"]
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
-        lines = traceback.format_exc().strip().splitlines()
-        traceback.print_exc()  # whole, to the run's log
-        return {"name": name, "reason": f"{type(why).__name__}: {why}", "traceback": "\n".join(lines[-12:])}
+        lines = [printable(line) for line in traceback.format_exc().strip().splitlines()]
+        with contextlib.suppress(OSError):
+            print("\n".join(lines), file=sys.stderr)  # whole, to the run's log
+        return {"name": name, "reason": told(why), "traceback": "\n".join(line[:500] for line in lines[-12:])}
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -91,9 +107,11 @@ class _Execution:
         if run.allocator == "tuned" and not allocator.tune():
             raise RuntimeError(allocator.unavailable() or "mallopt refused its settings: take the allocator system")
         task, method = build(run)
+        torch.set_num_threads(run.threads)  # once more: what was loaded may have set others
+        task.judged()  # raises, before anything is trained
         out["machine"], out["code"] = machine.facts(), self._code()
         if reason := method.skip(task):
-            return {"name": "skipped", "reason": reason}
+            return {"name": "skipped", "reason": printable(str(reason))}
         task.prepare()
         training = Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
         out["params"] = {
@@ -102,6 +120,7 @@ class _Execution:
             "period": training.recipe.period,
             "kind": method.kind,
             "own_tuning": bool(run.recipe or run.hyperparameters),
+            "settings": settings.now(),
         }
         self.meters = energy.meters(training.device, self.shared, run.watts_per_core or energy.WATTS_PER_CORE)
         for meter in self.meters:
@@ -124,13 +143,12 @@ class _Execution:
         lost = [name for name, tensor in values(model).items() if not tensor.isfinite().all()]
         if lost:
             raise Diverged(f"{', '.join(lost[:3])} of the network is not finite after the last step")
-        training.curve["valid"][-1] = valid = training.evaluate("valid")
-        out["score"] = {
-            **{key: getattr(task, key) for key in ("metric", "higher_is_better", "chance", "target")},
-            "valid": valid,
-            "test": training.evaluate("test"),
-            "step": training.t,
-        }
+        scores = {split: training.evaluate(split) for split in ("valid", "test")}
+        for split, score in scores.items():
+            if not math.isfinite(score):
+                raise Diverged(f"the metric {task.metric} on {split} is {score} after the last step")
+        training.curve["valid"][-1] = scores["valid"]
+        out["score"] = {**task.judged(), **scores, "step": training.t}
         out["hashes"] = hashes(model)
         out["sparsity"] = sparsity = self._sparsity(training)
         empty = [layer.name for layer in model.layers if not layer.nnz()]
@@ -142,7 +160,7 @@ class _Execution:
         return {"name": "ok", "reason": ""}
 
     def _sparsity(self, training: Training) -> dict[str, Any]:
-        model, target = training.model, self.run.sparsity
+        model, target, grain = training.model, self.run.sparsity, number(training.method.grain, "grain is")
         active = sum(layer.nnz() for layer in model.layers)
         wanted = None if target is None else round((1 - target) * model.maskable)
         parameters = sum(p.numel() for p in model.net.parameters())
@@ -157,7 +175,7 @@ class _Execution:
             "parameters": everything,
             "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
-            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, training.method.grain),
+            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, grain),
             "layers": {
                 y.name: {
                     "density": y.density,
@@ -173,6 +191,7 @@ class _Execution:
     def _measure(self, training: Training) -> None:
         """What the run has spent so far: also of one that failed on its way."""
         out, model, book = self.record, training.model, training.book
+        out["params"]["settings"] = settings.now()  # as the last step left them
         simulated = self.run.sparsity is not None and all(
             layer.kernel.simulated or layer.kernel.route(layer) == "dense" for layer in model.layers
         )
@@ -188,8 +207,8 @@ class _Execution:
         out["flops"]["check"] = crosscheck(training.task)  # last, so that it is in no other figure
 
     def _code(self) -> dict[str, Any]:
-        entry = registry.methods(self.run.plugins)[self.run.method]
-        task = registry.tasks(self.run.plugins)[self.run.task]
+        entry = registry.find("method", self.run.method, self.run.plugins)
+        task = registry.find("task", self.run.task, self.run.plugins)
         return {
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
@@ -210,12 +229,14 @@ class _Execution:
 
     def _resume_or_setup(self, training: Training) -> None:
         self.saved_at, self.saving = time.monotonic(), 0.0
-        if not self._file.exists():
-            training.setup()
-            return
-        saved = torch.load(self._file, map_location="cpu", weights_only=True)
-        # Half of one version and half of another would be neither's result.
-        if saved["made_by"] != self._made_by() or self._ended(saved.get("attempt", 0)):
+        saved, note = checkpoint.take(self._file, self.run.key)
+        if saved and (self._ended(saved["attempt"]) or saved["made_by"] != self._made_by()):
+            # Half of one version and half of another would be neither's result.
+            note = "" if self._ended(saved["attempt"]) else f"{self._file.name} was made by other code"
+            saved = None
+        if note:
+            self.record["stamps"]["checkpoint"] = f"{note}; the run began afresh"
+        if saved is None:
             training.setup()
             return
         training.load(saved["training"])
@@ -227,10 +248,9 @@ class _Execution:
 
         A run that was stopped has a record too, by another process: it knows no machine, and the run may go on.
         """
-        for number in record.attempts(self.results, self.run.key):
-            with contextlib.suppress(OSError, ValueError):
-                found = record.read(record.folder_of(self.results) / f"{self.run.key}-{number}.json")
-                if number >= attempt and found["machine"] is not None:
+        for path in record.paths(self.results, self.run.key):
+            with contextlib.suppress(ValueError):
+                if record.number(path) >= attempt and record.read(path)["machine"] is not None:
                     return True
         return False
 
@@ -239,21 +259,23 @@ class _Execution:
             self._save(training)
 
     def _save(self, training: Training) -> None:
+        if forgotten := training.forgets():  # older checkpoints, before that, still hold all
+            if "unsaved" not in self.record["stamps"]:
+                self.record["stamps"]["unsaved"] = forgotten[:5]
+                print(f"no checkpoint from step {training.t} on: {'; '.join(forgotten)}", file=sys.stderr)
+            return
         started = time.monotonic()
-        self.work.mkdir(parents=True, exist_ok=True)
-        state = {"made_by": self._made_by(), "attempt": self.attempt, "training": training.state()}
-        state |= {"resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
-        temporary = self._file.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._file)
+        state = {"key": self.run.key, "made_by": self._made_by(), "attempt": self.attempt}
+        state |= {"training": training.state(), "resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
+        try:
+            checkpoint.write(self._file, state)
+        except OSError as why:  # a run can do without
+            self.record["stamps"]["checkpoint"] = f"one could not be written: {why.strerror or why}"
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - started
 
 
-def slack(wanted: int, grain: int) -> float:
+def slack(wanted: int, grain: float) -> float:
     """How many weights a run may end away from its target."""
     return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
 
@@ -269,10 +291,10 @@ def hashes(model: SparseModel) -> dict[str, str]:
     """sha256 of all weights and buffers (dense values), and of all masks."""
     weights, masks = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(values(model).items()):
-        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        weights.update(name.encode() + content(tensor))
     for layer in sorted(model.layers, key=lambda layer: layer.key):
         for mask in (layer.forward_mask, layer.grad_mask):
-            masks.update(layer.key.encode() + (b"all" if mask is None else mask.cpu().numpy().tobytes()))
+            masks.update(layer.key.encode() + (b"all" if mask is None else content(mask)))
     return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
 
 
@@ -297,4 +319,9 @@ def save_model(model: SparseModel, path: Path) -> None:
     masks = {f"{y.key}#mask": y.forward_mask for y in model.layers if y.forward_mask is not None}
     tensors = {**values(model), **masks}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(path))
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(temporary))
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ SHOWN = 20  # failed runs that are named one by one
 
 @dataclass(frozen=True)
 class Session:
-    """The runs of a plan and those that are left of them, `jobs` at a time; `records` are those found."""
+    """The runs of a plan and those that are left of them, `jobs` at a time; `records` are those found, and the rest."""
 
     runs: list[Run]
     left: list[Run]
     records: list[dict[str, Any]]
+    set_aside: list[tuple[Path, str]]
     results: Path
     jobs: int
     threads: int
@@ -38,28 +41,48 @@ def prepare(
     """Read the plan and find what is left of it; `retry`: statuses that run again, and "stale"; `how`: of `expand`."""
     found = planfile.read(plan, options, files)
     runs = plans.expand(found, files, **how)
-    records, finished = record.load(results)[0], record.done(results)
+    records, set_aside = record.load(results)
+    finished = record.finished(records)
     again = {key for key, status in finished.items() if status in retry}
     if "stale" in retry:
         again |= record.stale(records, sources.hashes(records, files))
     left = [run for run in runs if run.key not in finished or run.key in again]
     jobs = jobs or (1 if runs[0].device.startswith("cuda") else max(1, doctor.cores() // found.threads))
-    return Session(runs, left, records, results, jobs, found.threads)
+    return Session(runs, left, records, set_aside, results, jobs, found.threads)
 
 
-def train(session: Session) -> str:
-    """Run what is left, showing how it goes; the counts of each status, as a line."""
+def train(session: Session) -> tuple[str, list[str]]:
+    """Run what is left, showing how it goes.
+
+    Returns:
+        The counts of each status as a line, "" where nothing was left: of the records that lie on the disk now. And a
+        line for each run whose record does not.
+    """
     from dstbench.suite import progress
     from dstbench.suite.executors import Local
-    from dstbench.suite.lock import lock
+    from dstbench.suite.lock import Busy, lock
+    from dstbench.suite.tidy import tidy
 
     if not session.left:
-        return ""
+        with suppress(Busy), lock(session.results):
+            tidy(session.results, session.records)
+        return "", []
     with lock(session.results):
+        tidy(session.results, session.records)
+        before = {path for path, _ in record.scan(session.results).newest.values()}
         modules = sources.modules(name for run in session.left for name in (run.method, run.task))
         local = Local(session.jobs, session.threads, ("sklearn.datasets", *modules))
-        counts = progress.follow(local, session.left, session.results)
-    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        progress.follow(local, session.left, session.results)
+        newest = record.scan(session.results).newest
+    made = {key: found["status"]["name"] for key, (path, found) in newest.items() if path not in before}
+    counts = Counter(made.get(run.key, "lost") for run in session.left)
+    lost = [run for run in session.left if run.key not in made]
+    lines = [
+        f"error: {described(run)}: it ended, but no record of it lies in {session.results}" for run in lost[:SHOWN]
+    ]
+    if len(lost) > SHOWN:
+        lines.append(f"error: and {len(lost) - SHOWN} more")
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())), lines
 
 
 def failed(session: Session) -> list[str]:

@@ -30,11 +30,14 @@ def hashes(records: Iterable[Mapping[str, Any]], plugins: registry.Files = ()) -
 
 
 def modules(names: Iterable[str]) -> tuple[str, ...]:
-    """The modules of built-in and installed methods and tasks, imported here first: those that fail are left out."""
+    """The modules of built-in methods and tasks, for the server of all processes; those that fail are left out.
+
+    What others have installed is imported by the runs alone that use it: it may change whatever it likes.
+    """
     known = registry.methods() | registry.tasks()
     found: dict[str, None] = {}
     for name in dict.fromkeys(names):
-        if name in known:
+        if name in known and known[name].origin == "built-in":
             try:
                 known[name].load()
             except registry.Broken:

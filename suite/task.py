@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dstbench.suite.recipe import Recipe
+from dstbench.suite.values import number
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -75,6 +77,23 @@ class Task:
             right += int((model(inputs.to(device)).argmax(-1) == targets.to(device)).sum())
             total += len(targets)
         return right / total
+
+    def judged(self) -> dict[str, Any]:
+        """How scores are read, for the record: metric, higher_is_better, chance and target, in plain values.
+
+        Raises:
+            TypeError: For a chance or a target that is no number.
+            ValueError: For one that is not finite.
+        """
+        found = {"metric": str(self.metric), "higher_is_better": bool(self.higher_is_better)}
+        for name in ("chance", "target"):
+            value = getattr(self, name)
+            if value is not None or name == "chance":
+                value = number(value, f"{self.name}: {name} is")
+                if not math.isfinite(value):
+                    raise ValueError(f"{self.name}: {name} is {value}; a finite number is expected")
+            found[name] = value
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Everything but the recipe, for the record."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dstbench.suite import lasting
+from dstbench.suite.lasting import Lasting, foreign
 from dstbench.suite.meters.clock import Clock
 from dstbench.suite.meters.explored import Explored
 from dstbench.suite.meters.flops import FlopBook, FlopMeter
@@ -18,6 +20,8 @@ from dstbench.suite.meters.memory import MemoryMeter
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.task import Batch, Task
+from dstbench.suite.values import number
+from dstbench.suite.words import shown
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +44,8 @@ class Training:
         kernel: str = "masked",
     ) -> None:
         self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
+        self._name = getattr(method, "name", type(method).__name__)
+        lasting.seed(seed)
         self.recipe = task.recipe.scaled(budget * method.budget)
         self.samples = task.recipe.scaled(budget).steps * task.recipe.batch  # without the method's own factor
         self.model = SparseModel(method.network(task, seed).to(self.device), task.example(), task.dense, kernel)
@@ -62,6 +68,7 @@ class Training:
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
+        self.lasting = Lasting(self.model.net)
         torch.manual_seed(seed)
         self.memory.start()
 
@@ -78,18 +85,18 @@ class Training:
     def run(self, until: int | None = None, after: Callable[[], None] = lambda: None) -> None:
         """Train up to step `until` (default: all); `after` is called between steps. Raises Diverged."""
         method, clock, steps = self.method, self.clock, self.recipe.steps
-        batches: Iterator[Batch] = self.task.batches("train", self.seed, start=self.t)
+        batches: Iterator[Batch] = iter(self.task.batches("train", self.seed, start=self.t))
         self.model.net.train()
         while self.t < (steps if until is None else until):
             t = self.t
             with clock("train"):
                 for group in method.optimizer.param_groups:
-                    group["lr"] = method.lr(t)
+                    group["lr"] = number(method.lr(t), f"{self._name}: lr({t}) returned")
                 with clock("overhead"):
                     method.begin(t)
                 with clock("data"):
-                    batch = self._move(next(batches))
-                loss = float(method.descend(batch))
+                    batch = self._move(self._next(batches, "train"))
+                loss = number(method.descend(batch), f"{self._name}: descend returned")
                 if not math.isfinite(loss):
                     raise Diverged(f"the loss is {loss} at step {t} of {steps}")
                 self._observe()
@@ -111,7 +118,7 @@ class Training:
             cost, total = self.model.cost(), torch.zeros((), device=self.device)
             for inputs, targets in zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
                 with self.autocast():
-                    loss = self.task.loss(self.model, (inputs, targets)) / parts
+                    loss = self._loss(self.model, (inputs, targets)) / parts
                 (loss * self.scale if self.scale != 1 else loss).backward()
                 total += loss.detach()
             for layer in self.model.layers:
@@ -156,12 +163,12 @@ class Training:
     ) -> list[Tensor]:
         """Gradients of the loss to all Layers, summed over calibration batches; see `Gradients`."""
         self.model.net.train(train)
-        stream = self.task.batches("calibration", self.seed)
+        stream = iter(self.task.batches("calibration", self.seed))
         parameters = [layer.parameter for layer in self.model.layers]
         total: list[Tensor] | None = None
         for _ in range(batches):
             outputs: Any = self.model if temperature == 1 else lambda inputs: self.model(inputs) / temperature
-            loss = self.task.loss(outputs, self._move(next(stream)))
+            loss = self._loss(outputs, self._move(self._next(stream, "calibration")))
             found = torch.autograd.grad(loss, parameters, create_graph=create_graph)
             found = tuple(y.kernel.dense(y, g) for y, g in zip(self.model.layers, found, strict=True))
             total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
@@ -171,14 +178,27 @@ class Training:
         return total
 
     def evaluate(self, split: str) -> float:
-        """The task's metric on a whole split, with the masks as the last step left them."""
+        """The task's metric on a whole split, with the masks as the last step left them; it may not be finite."""
         self.model.net.eval()
         with self.clock("evaluation"), torch.no_grad(), self.autocast():
             score = self.task.evaluate(self.model, split, self.device)
         self.model.net.train()
-        return score
+        return number(score, f"{self.task.name}: evaluate({split!r}) returned")
 
     # ---- what is kept --------------------------------------------------------------------------------------------
+
+    def _next(self, batches: Iterator[Batch], split: str) -> Batch:
+        for batch in batches:
+            if isinstance(batch, tuple | list) and len(batch) == 2 and all(map(torch.is_tensor, batch)):
+                return batch[0], batch[1]
+            raise TypeError(f"{self.task.name}: batches({split!r}) gave {shown(batch)}; two tensors are expected")
+        raise RuntimeError(f"{self.task.name}: batches({split!r}) ended at step {self.t}; they are to have no end")
+
+    def _loss(self, model: Any, batch: Batch) -> Tensor:
+        loss = self.task.loss(model, batch)
+        if not torch.is_tensor(loss) or loss.numel() != 1:
+            raise TypeError(f"{self.task.name}: loss returned {shown(loss)}; a tensor of one value is expected")
+        return loss.reshape(()) if loss.dim() else loss
 
     def _move(self, batch: Batch) -> Batch:
         return batch[0].to(self.device), batch[1].to(self.device)
@@ -199,6 +219,7 @@ class Training:
         evaluate = not last and (t + 1) % math.ceil(steps / max(1, min(10, steps // 100))) == 0
         if evaluate or last or (t + 1) % max(1, steps // 100) == 0:
             valid = self.evaluate("valid") if evaluate else None
+            valid = valid if valid is None or math.isfinite(valid) else None  # the last one is judged
             row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
             for name, value in row.items():
                 self.curve[name].append(value)
@@ -209,11 +230,13 @@ class Training:
         devices = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
             "t": self.t,
-            "model": self.model.state(),
+            "model": {**self.model.state(), "buffers": {}},
+            "lasting": self.lasting.state(),
             "optimizer": method.optimizer.state_dict(),
             "method": {"rng": method.rng.get_state(), "memory": method.memory, "charged": method.charged},
             "devices": {k: str(v.device) for k, v in method.memory.items() if torch.is_tensor(v)},
             "torch_rng": [torch.get_rng_state(), *devices],
+            "chance": lasting.chance(),
             "book": self.book.state(),
             "clock": self.clock.state(),
             "memory": self.memory.state(),
@@ -222,11 +245,20 @@ class Training:
             "scale": self.scale,
         }
 
+    def forgets(self) -> list[str]:
+        """What the run holds and no checkpoint can: a run that were resumed without would not be the same run."""
+        method = self.method
+        parts = {f"memory[{name!r}]": value for name, value in method.memory.items()}
+        parts["the optimiser's state"] = method.optimizer.state_dict()
+        lost = [f"{self._name}: {place} holds a {why}" for place, value in parts.items() if (why := foreign(value))]
+        return lost + self.lasting.forgets()
+
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from a `state`, instead of `setup`, on a Training built the same way."""
         method = self.method
         self.t, self.curve, self.scale = saved["t"], saved["curve"], saved["scale"]
         self.model.load(saved["model"])
+        self.lasting.load(saved["lasting"], self.device)
         method.optimizer.load_state_dict(saved["optimizer"])
         method.rng.set_state(saved["method"]["rng"])
         memory, devices = saved["method"]["memory"], saved["devices"]
@@ -239,6 +271,7 @@ class Training:
         self.explored.seen = [None if m is None else m.to(self.device) for m in saved["explored"]]
         method.charged = saved["method"]["charged"]
         torch.set_rng_state(saved["torch_rng"][0])
+        lasting.take_chance(saved["chance"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["torch_rng"][1], self.device)
         self.book = FlopBook(**saved["book"])

@@ -38,6 +38,7 @@ BOUNDS = {
     "bytes_too_short": ("a text of at least {} characters", "min_length"),
     "bytes_too_long": ("a text of at most {} characters", "max_length"),
 }
+LONGEST = 2000  # characters of a text that is shown or kept
 SAID = ("value_error", "assertion_error")  # the texts are our own, or a plugin's
 
 
@@ -51,9 +52,33 @@ def wanted(errors: Iterable[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error's text: its repr, cut where it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """A value in an error's text: its repr, cut where it is long; its type where it has none."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, a mapping nested too deeply, an object of a plugin
+        text = f"a value of type {type(value).__name__}"
+    return printable(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def printable(text: str, most: int = LONGEST, keep: str = "") -> str:
+    """Text that every terminal, page and file can hold: what does not print becomes its escape, as Python writes it.
+
+    Those are control characters, halves of surrogate pairs, marks that turn the direction of writing, and spaces other
+    than the common one; the characters in `keep` stay. What is longer than `most` is cut.
+    """
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def told(error: BaseException) -> str:
+    """Type and text of an error, also of one that cannot say its text."""
+    try:
+        text = str(error)
+    except BaseException as why:
+        text = f"(its text cannot be had: {type(why).__name__})"
+    return printable(f"{type(error).__name__}: {text}", keep="\n\t")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -4,18 +4,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
-from dstbench.suite import executors, record
+from dstbench.suite import executors, record, watch
 from dstbench.suite.executors import Executor, Local
 from dstbench.suite.plan import Run
 
 WORKER = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+import psutil
 from dstbench.suite import record
 from dstbench.suite.plan import Run
+from records import ended
 
 def execute(run, results, shared, start_method):
     run = Run.from_json(run)
@@ -33,7 +37,36 @@ def execute(run, results, shared, start_method):
         raise ValueError("no record from here")
     if run.method == "hang":
         time.sleep(600)
-    found = record.empty(run, "ok")
+    struck = Path(results, "struck")
+    if run.method == "server":
+        struck.touch()
+        if "forkserver" in " ".join(psutil.Process(os.getppid()).cmdline()):  # else another one was faster
+            os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    if run.method == "waits" and not struck.exists():
+        time.sleep(600)
+    if run.method == "thread":
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    if run.method == "pool":
+        import multiprocessing
+        multiprocessing.Process(target=time.sleep, args=(600,)).start()
+    if run.method in ("closes", "deaf"):
+        os.closerange(0, 256)
+        if run.method == "deaf":
+            time.sleep(600)
+    if run.method in ("children", "orphans"):
+        for own in (False, True):
+            child = subprocess.Popen(["sleep", "600"], start_new_session=own)
+            Path(results, f"{run.method}{own}").write_text(str(child.pid))
+        if run.method == "orphans":
+            time.sleep(600)
+    if run.method == "abandons":
+        child = subprocess.Popen(["sleep", "600"])
+        Path(results, "abandoned").write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run.method == "moves":
+        os.chdir("/")
+    found = ended(run)
     found["params"] = {
         "pid": os.getpid(), "shared": shared, "method": start_method, "threads": os.environ["OMP_NUM_THREADS"]
     }
@@ -133,51 +166,116 @@ def test_closing_stops_what_runs_and_leaves_no_record(local: Callable[..., Local
     assert time.monotonic() - began < 15 and record.load(tmp_path) == ([], [])
 
 
-def test_a_broken_pool_is_replaced(
+def test_a_killed_forkserver_costs_the_run_that_killed_it_alone(local: Callable[..., Local], tmp_path: Path) -> None:
+    """Runs beside it, whose end nobody would hear of, are done again; two killers, an innocent that was beside one."""
+    killers = [Run("server", "t", seed=s) for s in range(2)]
+    runs = [Run("waits", "t"), *killers, *(Run("ok", "t", seed=s) for s in range(3))]
+    outcomes = [o for o in local().run(runs, tmp_path) if o.status != "running"]
+    assert sorted(o.run.key for o in outcomes) == sorted(run.key for run in runs), "each once"
+    assert {o.run.method: o.status for o in outcomes} == {"waits": "ok", "server": "error", "ok": "ok"}
+    assert "ended the server of processes" in reasons(tmp_path)["server"]
+    assert all(record.attempts(tmp_path, run.key) == [1] for run in runs)
+
+
+def test_a_process_whose_start_failed_does_not_run(
     local: Callable[..., Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from concurrent.futures.process import BrokenProcessPool
+    """The server dies between forking and telling so: the run is started anew, and only once."""
+    start, failed = ForkServerProcess.start, []
 
-    real, calls = Local._pool, []
+    def fail(self: ForkServerProcess) -> None:
+        lead = self._target.__name__ == "_lead"  # type: ignore[attr-defined]
+        start(self)
+        if lead and not failed:
+            failed.append(self.pid)
+            raise EOFError
 
-    def flaky(self: Local, runs: list[Run], *rest: object) -> object:
-        calls.append(len(runs))
-        for outcome in real(self, runs, *rest):  # type: ignore[arg-type]
-            yield outcome
-            if len(calls) == 1 and outcome.status != "running":
-                raise BrokenProcessPool
-
-    monkeypatch.setattr(Local, "_pool", flaky)
-    assert len(ended(local(1), [Run("ok", "t"), Run("fine", "t"), Run("late", "t", timeout=1.0)], tmp_path)) == 3
-    assert calls[0] == 3 and calls[1] == 2
+    monkeypatch.setattr(ForkServerProcess, "start", fail)
+    assert ended(local(), [Run("ok", "t")], tmp_path) == {"ok": "ok"}
+    assert _until(lambda: not _alive(failed[0]), 10.0) and len(record.load(tmp_path)[0]) == 1
+    assert record.load(tmp_path)[0][0]["params"]["pid"] != failed[0]
 
 
-def test_a_pool_that_never_works_is_an_error(
+def test_nothing_of_a_plugin_keeps_a_finished_run_alive(local: Callable[..., Local], tmp_path: Path) -> None:
+    names = ["thread", "pool", "children", "closes", "ok"]
+    began = time.monotonic()
+    assert ended(local(1), [Run(name, "t") for name in names], tmp_path) == dict.fromkeys(names, "ok")
+    assert time.monotonic() - began < 60
+    assert _gone(tmp_path / "childrenFalse") and _gone(tmp_path / "childrenTrue")
+
+
+def test_what_a_stopped_or_killed_run_started_ends_with_it(local: Callable[..., Local], tmp_path: Path) -> None:
+    outcomes = local().run([Run("orphans", "t"), Run("abandons", "t")], tmp_path)
+    while next(outcomes).status != "error":
+        pass
+    assert _gone(tmp_path / "abandoned")
+    files = [tmp_path / f"orphans{own}" for own in (False, True)]
+    _until(lambda: all(file.exists() and file.read_text() for file in files))
+    outcomes.close()  # type: ignore[attr-defined]
+    assert all(map(_gone, files))
+
+
+def test_a_run_that_closes_all_files_is_stopped_in_time(local: Callable[..., Local], tmp_path: Path) -> None:
+    assert ended(local(), [Run("deaf", "t", timeout=3.0)], tmp_path) == {"deaf": "timeout"}
+
+
+def test_a_run_that_goes_elsewhere_leaves_its_record_where_it_belongs(
     local: Callable[..., Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from concurrent.futures.process import BrokenProcessPool
+    monkeypatch.chdir(tmp_path)
+    assert ended(local(), [Run("moves", "t")], Path("results")) == {"moves": "ok"}
+    assert [r["id"]["method"] for r in record.load(tmp_path / "results")[0]] == ["moves"]
 
-    def broken(*_: object) -> object:
-        raise BrokenProcessPool("never")
 
-    monkeypatch.setattr(Local, "_pool", broken)
-    with pytest.raises(BrokenProcessPool, match="never"):
-        list(local().run([Run("ok", "t")], tmp_path))
+@pytest.mark.parametrize("long", [80, 180])
+def test_a_temporary_folder_with_a_long_path(tmp_path: Path, long: int) -> None:
+    (tmp_path / "fake_worker.py").write_text(WORKER)
+    folder = tmp_path / ("x" * long)
+    folder.mkdir()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dstbench.suite import executors\n"
+        "from dstbench.suite.plan import Run\nexecutors.PRELOAD = ()\n"
+        f"local = executors.Local(1, worker='fake_worker:execute')\n"
+        f"print([o.status for o in local.run([Run('ok', 't')], Path({str(tmp_path)!r}))])\n"
+    )
+    environment = {
+        **os.environ,
+        "TMPDIR": str(folder),
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "['running', 'ok']\n", done.stderr
+    assert record.load(tmp_path)[0][0]["params"]["method"] == "forkserver"
+
+
+def test_a_process_that_cannot_be_started_is_an_error_and_the_rest_runs(
+    local: Callable[..., Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Local._start
+
+    def refuse(self: Local, context: object, log: Path, results: Path, run: Run, shared: bool) -> object:
+        if run.method == "fine":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return start(self, context, log, results, run, shared)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Local, "_start", refuse)
+    assert ended(local(), [Run("fine", "t"), Run("ok", "t")], tmp_path) == {"fine": "error", "ok": "ok"}
+    assert "its process cannot be started: BlockingIOError" in reasons(tmp_path)["fine"]
 
 
 def test_exit_codes_and_signals() -> None:
-    assert executors.expired(-9, out_of_memory=True)[0] == "oom"
-    assert executors.expired(-9, out_of_memory=False) == ("error", "process killed by signal 9 (SIGKILL)")
-    assert executors.expired(-signal.SIGTERM, out_of_memory=True)[0] == "error"
-    assert executors.expired(97, True)[1] == executors.expired(0, True)[1]
-    assert executors.expired(-77, False) == ("error", "process killed by signal 77")
+    assert watch.expired(-9, out_of_memory=True)[0] == "oom"
+    assert watch.expired(-9, out_of_memory=False) == ("error", "process killed by signal 9 (SIGKILL)")
+    assert watch.expired(-signal.SIGTERM, out_of_memory=True)[0] == "error"
+    assert watch.expired(0, True) == ("error", "process ended with exit code 0 in the midst of the run")
+    assert watch.expired(-77, False) == ("error", "process killed by signal 77")
 
 
 def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 3\n")
     (tmp_path / "events").write_text("low 0\noom 9\noom_kill 2\noom_group_kill 7\n")
     files = [str(tmp_path / name) for name in ("vmstat", "events", "none")]
-    assert executors.oom_kills(files) == 5 and executors.oom_kills(files[2:]) == 0
+    assert watch.oom_kills(files) == 5 and watch.oom_kills(files[2:]) == 0
 
 
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
@@ -212,6 +310,11 @@ def _until(condition: Callable[[], object], seconds: float = 60.0) -> str:
             return str(found)
         time.sleep(0.05)
     raise AssertionError("waited in vain")
+
+
+def _gone(file: Path) -> str:
+    pid = int(file.read_text())
+    return _until(lambda: not _alive(pid), 10.0)
 
 
 def _alive(pid: int) -> bool:

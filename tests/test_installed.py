@@ -20,7 +20,7 @@ PIP = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version
 RUN = ["--methods", "dense,rigl", "--tasks", "digits/mlp", "--sparsity", "0.9", "--seeds", "0"]
 RUN += ["--budget", "0.05", "--jobs", "1"]
 OWN = ("suite", "methods", "tasks", "reports")
-NEIGHBOURS = ("torch", "numpy", "random", "typer", "pebble", "multiprocessing", "digits", "dense", "page")
+NEIGHBOURS = ("torch", "numpy", "random", "typer", "psutil", "multiprocessing", "digits", "dense", "page")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from dstbench.suite import listing, record
 from dstbench.suite.lock import lock
 from dstbench.suite.plan import Run
 from dstbench.suite.registry import RegistryError
+from records import ended
 
 
 def test_methods_and_tasks_are_listed_without_torch() -> None:
@@ -39,7 +40,7 @@ def test_status_counts_what_is_there(tmp_path: Path) -> None:
     assert listing.status(tmp_path).splitlines()[0] == f"no records in {tmp_path}"
     runs = [Run("m", "t", seed=s) for s in range(4)]
     for run, status in zip(runs, ("ok", "ok", "timeout", "interrupted"), strict=True):
-        record.write(record.empty(run, status), tmp_path)
+        record.write(ended(run, status), tmp_path)
     (record.folder_of(tmp_path) / "odd.json").write_text("{")
     for key in (runs[0].key, runs[3].key, "0" * 12):
         (tmp_path / "work" / key).mkdir(parents=True)
@@ -49,5 +50,5 @@ def test_status_counts_what_is_there(tmp_path: Path) -> None:
     assert lines[1].split() == ["ok", "2"] and lines[2].split() == ["timeout", "1"]
     assert any(line.startswith("running: process ") for line in lines)
     assert "begun, not finished: 2" in lines and "left of the plan: 1 of 4" in lines
-    assert lines[-1].startswith("set aside: ") and "odd.json: not JSON" in lines[-1]
+    assert lines[-1].startswith("set aside: ") and "odd.json: not a record" in lines[-1]
     assert "running: nothing" in listing.status(tmp_path)

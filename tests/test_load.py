@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from dstbench.reports import schema
 from dstbench.reports.load import frame, load
-from dstbench.reports.schema import FIELDS, upgrade, validate
+from dstbench.suite import schema
+from dstbench.suite.schema import FIELDS, upgrade, validate
 from records import make
 
 
@@ -52,15 +52,6 @@ def test_the_runs_of_given_keys_alone_and_all_that_was_set_aside(tmp_path):
     assert load(tmp_path, ()).records == [] and len(load(tmp_path).records) == 3
 
 
-def test_one_identity_under_two_keys_counts_once(tmp_path):
-    old, new = make(test=0.5), make(test=0.6, stamps={"finished": "2025-02-01"})
-    old["id"]["key"], new["id"]["key"] = "f" * 12, "0" * 12
-    put(tmp_path, old), put(tmp_path, new)
-    loaded = load(tmp_path)
-    assert [record["score"]["test"] for record in loaded.records] == [0.6]
-    assert loaded.superseded[0][0].name == "f" * 12 + "-1.json"
-
-
 def test_bad_files_are_set_aside_and_the_others_load(tmp_path):
     good = put(tmp_path, make())
     put(tmp_path, '{"schema": 1', name="00000000000a-1.json")
@@ -83,7 +74,7 @@ def test_bad_files_are_set_aside_and_the_others_load(tmp_path):
         "00000000000c-1.json": "schema 2 is newer than 1",
         "00000000000d-1.json": "schema is None",
         "00000000000e-1.json": "named for '00000000000e'",
-        "notes.txt": "the name is not",
+        "notes.txt": "its name is not",
         ".00000000000f-1.json.tmp": "did not finish",
         "000000000010-1.json": "corrupt: ",
         "000000000011-1.json": "not UTF-8",
@@ -138,7 +129,7 @@ def test_each_block_is_checked_field_by_field(block):
         ({"curve": {"loss": [1.0]}}, "lengths"),
         ({"curve": {"loss": [1.0, "x"]}}, "curve holds"),
         ({"curve": {"loss": [1.0, 10**400]}}, "curve holds"),
-        ({"flops": {"total": 10**400}}, "beyond 1e"),
+        ({"flops": {"total": 10**400}}, "expected a number from 0 to 1e.300"),
         ({"flops": {"total": True}}, "flops.total is True"),
         ({"sparsity": {"layers": {"fc1": 3}}}, "fc1"),
     ],

@@ -63,10 +63,11 @@ def test_a_torn_lock_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_changed_hands_is_not_removed(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text('{"pid": 2}')
-    locks._remove(tmp_path / ".lock", {"pid": 1}, 3)
-    assert json.loads((tmp_path / ".lock").read_text()) == {"pid": 2}
-    locks._remove(tmp_path / ".lock", {"pid": 2}, 3)
+    first, second = ({"host": "h", "pid": pid, "created": 1.0} for pid in (1, 2))
+    (tmp_path / ".lock").write_text(json.dumps(second))
+    locks._remove(tmp_path / ".lock", first, 3)
+    assert json.loads((tmp_path / ".lock").read_text()) == second
+    locks._remove(tmp_path / ".lock", second, 3)
     assert not list(tmp_path.iterdir())
 
 

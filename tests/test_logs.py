@@ -17,6 +17,7 @@ WORKER = """
 import ctypes, os, subprocess, sys, time, warnings
 from dstbench.suite import record
 from dstbench.suite.plan import Run
+from records import ended
 
 def execute(run, results, shared, start_method):
     run = Run.from_json(run)
@@ -30,7 +31,7 @@ def execute(run, results, shared, start_method):
         print("unflushed", end="")
     if run.method == "dies":
         os.kill(os.getpid(), 11)
-    record.write(record.empty(run, "ok"), results)
+    record.write(ended(run, "ok"), results)
     return "ok"
 """
 
@@ -84,12 +85,12 @@ def test_what_a_forkserver_prints_is_in_a_log_of_its_own(tmp_path: Path) -> None
         "local = Local(1, preload={1!r}, worker='quiet_worker:execute')\n"
         "print([o.status for o in local.run([Run('m', 't')], Path({0!r}) / 'results')])\n"
     )
-    (tmp_path / "quiet_worker.py").write_text("def execute(*arguments):\n    return 'ok'\n")
+    (tmp_path / "quiet_worker.py").write_text("def execute(*arguments):\n    return 'no record'\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for preload in (("loud_module",), ()):
         command = [sys.executable, "-c", code.format(str(tmp_path), preload)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment)
-        assert done.stdout == "['running', 'ok']\n" and not done.stderr, done.stderr
+        assert done.stdout == "['running', 'error']\n" and not done.stderr, done.stderr
         log = logs.path(tmp_path / "results", "workers")
         assert log.exists() == bool(preload) and (not preload or log.read_text() == "imported ahead\n")
         log.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def test_docstrings_say_what_the_catalogue_needs(entry) -> None:
 
 
 def test_the_catalogue_in_docs_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_installed", lambda package: ())
+    monkeypatch.setattr(registry, "_installed", lambda *_: ())
     text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
     assert text == markdown() + "\n", "renew it: python run_all.py list methods --markdown > docs/methods.md"
 

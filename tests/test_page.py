@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from dstbench.reports.page import write
+from dstbench.suite.plan import key_of
 from records import make
 
 VOID = {"meta", "link", "input", "br", "path"}
@@ -246,12 +247,14 @@ def mutants():
                 seed += 1
                 record = json.loads(json.dumps(base))
                 record["id"]["seed"] = seed
-                record["id"]["key"] = f"{seed:012x}"
                 if field is None:
                     record[block] = value
                 else:
                     record[block][field] = value
-                yield f"{seed:012x}", record
+                key = f"{seed:012x}"
+                if isinstance(record["id"], dict) and (block, field) != ("id", "key"):
+                    key = record["id"]["key"] = key_of({k: v for k, v in record["id"].items() if k != "key"})
+                yield key, record
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7])

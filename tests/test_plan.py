@@ -195,7 +195,7 @@ def test_a_method_that_cannot_be_loaded_is_refused_before_anything_runs(monkeypa
 
     known, tasks = registry.methods(), registry.tasks()
     known["dense"] = replace(known["dense"], target="dstbench.methods.lost:Dense")
-    monkeypatch.setattr(registry, "_entries", lambda kind, plugins: known if kind == "method" else tasks)
+    monkeypatch.setattr(registry, "_entries", lambda kind, *_: known if kind == "method" else tasks)
     with pytest.raises(registry.Broken, match="'dense' of built-in cannot be loaded: ModuleNotFoundError"):
         plans.expand(planfile.Plan(methods=["dense"], tasks=["digits/mlp"], device="cpu"))
     with pytest.raises(registry.Broken, match="'dense' of built-in cannot be loaded"):

@@ -8,6 +8,7 @@ from rich.console import Console
 from dstbench.suite import progress, record
 from dstbench.suite.executors import Outcome
 from dstbench.suite.plan import Run
+from records import ended
 
 RUNS = [Run("rigl", "digits/mlp", 0.9), Run("dense", "digits/mlp", None, 1)]
 
@@ -21,8 +22,7 @@ class Fake:
         try:
             for run, status in zip(runs, ("ok", "error"), strict=True):
                 yield Outcome(run, "running", 0.0)
-                found = record.empty(run, status, "" if status == "ok" else "ValueError: no\nluck")
-                found["score"] = {"test": 0.95123} if status == "ok" else None
+                found = ended(run, status, "" if status == "ok" else "ValueError: no\nluck", 0.95123)
                 record.write(found, results)
                 yield Outcome(run, status, 1.25)
         finally:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -5,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dstbench.suite import record
+from dstbench.suite import record, schema
 from dstbench.suite.plan import Run
+from records import ended
 
 RUN = Run("rigl", "digits/mlp", 0.9, data="0" * 12)
 
@@ -14,9 +16,12 @@ RUN = Run("rigl", "digits/mlp", 0.9, data="0" * 12)
 def test_a_written_record_is_read_back(tmp_path: Path) -> None:
     written = record.empty(RUN, "error", "it broke", "line 1\nline 2")
     path = record.write(written, tmp_path)
-    assert path == tmp_path / "records" / f"{RUN.key}-1.json"
-    assert record.read(path) == written
-    assert record.load(tmp_path) == ([written], [])
+    found = json.loads(path.read_text())
+    assert path == tmp_path / "records" / f"{RUN.key}-1-{found['digest'][:8]}.json"
+    canonical = json.dumps(written, sort_keys=True, separators=(",", ":"))
+    assert found["digest"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert record.read(path) == schema.filled(written)
+    assert record.load(tmp_path) == ([schema.filled(written)], [])
 
 
 def test_the_skeleton_has_every_block() -> None:
@@ -32,16 +37,15 @@ def test_the_skeleton_has_every_block() -> None:
 
 def test_a_new_attempt_is_a_new_file_and_the_newest_counts(tmp_path: Path) -> None:
     for attempt, status in enumerate(["timeout", *["error"] * 9, "ok"], 1):
-        assert record.write(record.empty(RUN, status), tmp_path).name == f"{RUN.key}-{attempt}.json"
+        assert record.number(record.write(ended(RUN, status), tmp_path)) == attempt
     assert record.done(tmp_path) == {RUN.key: "ok"}, "11 comes after 9"
     assert record.attempts(tmp_path, RUN.key) == list(range(1, 12))
 
 
 def test_attempts_are_counted_from_the_highest(tmp_path: Path) -> None:
-    record.write(record.empty(RUN), tmp_path)
-    second = record.write(record.empty(RUN), tmp_path)
-    record.folder_of(tmp_path).joinpath(f"{RUN.key}-1.json").unlink()
-    assert record.write(record.empty(RUN), tmp_path).name.endswith("-3.json") and second.exists()
+    first, second = (record.write(record.empty(RUN), tmp_path) for _ in range(2))
+    first.unlink()
+    assert record.number(record.write(record.empty(RUN), tmp_path)) == 3 and second.exists()
 
 
 def test_interrupted_is_not_done(tmp_path: Path) -> None:
@@ -50,7 +54,7 @@ def test_interrupted_is_not_done(tmp_path: Path) -> None:
 
 
 def good() -> dict[str, Any]:
-    return record.empty(RUN, "ok")
+    return ended(RUN)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,13 @@ def good() -> dict[str, Any]:
     [
         (f"{RUN.key}-2.json", "{", "not JSON"),
         (f"{RUN.key}-2.json", "", "not JSON"),
-        (f"{RUN.key}-2.json", b"\xff\xfe", "not JSON"),
+        (f"{RUN.key}-2.json", b"\xff\xfe", "not UTF-8"),
         ("notes.json", "{}", "not a record"),
         (f"{RUN.key}-2.json", "[1]", "not a record"),
-        (f"{RUN.key}-2.json", json.dumps({**good(), "schema": 99}), "schema 99; this version reads 1"),
-        (f"{RUN.key}-2.json", json.dumps({**good(), "status": None}), "the key or the status is missing"),
-        (f"{RUN.key}-2.json", json.dumps({**good(), "status": {"name": "fine"}}), "unknown status 'fine'"),
-        ("0123456789ab-1.json", json.dumps(good()), "its name says 0123456789ab"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "schema": 99}), "schema 99 is newer than 1"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "status": None}), "status is NoneType"),
+        (f"{RUN.key}-2.json", json.dumps({**good(), "status": {"name": "fine"}}), "status.reason is None"),
+        ("0123456789ab-1.json", json.dumps(good()), "named for '0123456789ab'"),
     ],
 )
 def test_foreign_files_are_set_aside_and_the_others_load(tmp_path: Path, name: str, text: Any, reason: str) -> None:
@@ -84,11 +88,11 @@ def test_a_failed_write_leaves_no_record(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(record.Unwritable, match=f"{RUN.key} cannot be written: disk full"):
         record.write(good(), tmp_path)
     monkeypatch.undo()
-    assert record.load(tmp_path) == ([], []), "the temporary file is no record"
-    assert record.write(good(), tmp_path).name == f"{RUN.key}-1.json"
+    assert not list(record.folder_of(tmp_path).iterdir()), "no temporary file is left"
+    assert record.number(record.write(good(), tmp_path)) == 1
 
 
 def test_numbers_that_json_lacks_are_refused_and_odd_values_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from dstbench import cli
 from dstbench.suite import executors, record
+from records import ended
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +121,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[executors.Outcome]:
         def run(self, runs: Any, results: Path) -> Any:
             for run in runs:
                 outcome = executors.Outcome(run, "error" if run.method == "static" else "ok", 0.1)
-                record.write(record.empty(run, outcome.status), results)
+                record.write(ended(run, outcome.status), results)
                 seen.append(outcome)
                 yield outcome
 
@@ -158,7 +159,11 @@ def test_retry_stale_repeats_what_another_source_made(
     ]
     call(*options)
     path = sorted((tmp_path / "records").glob("*.json"))[0]
-    path.write_text(json.dumps({**record.read(path), "code": {"method_source": "0" * 12}}))
+    old = {**record.read(path), "code": {"versions": {}, "method_source": "0" * 12}}
+    path.unlink()
+    record.write(old, tmp_path)
+    call(*options)
+    assert len(fake) == 2, "a record of another source counts"
     call(*options, "--retry", "stale")
     assert [o.run.key for o in fake[2:]] == [path.name[:12]]
 
@@ -271,7 +276,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom dstbench import cli\nfrom typer.testing import CliRunner\n"
         "text = CliRunner().invoke(cli.app, ['--help']).output\n"
         "assert 'Examples' in text and 'doctor' in text and '--retry' in text, text\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'ruamel.yaml', 'pebble', 'psutil'}\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'ruamel.yaml', 'psutil'}\n"
         "heavy |= {'dstbench.methods', 'dstbench.tasks', 'dstbench.reports'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

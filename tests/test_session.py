@@ -9,6 +9,7 @@ import pytest
 
 from dstbench.suite import executors, logs, record
 from dstbench.suite.plan import Run
+from records import ended
 from test_manners import call
 
 
@@ -27,7 +28,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         def run(self, runs: Any, results: Path) -> Any:
             for run in runs:
                 status = "error" if run.method == "static" else "ok"
-                record.write(record.empty(run, status, "ValueError: no\nluck" if status == "error" else ""), results)
+                record.write(ended(run, status, "ValueError: no\nluck" if status == "error" else ""), results)
                 logs.add(logs.path(results, run.key), "something")
                 yield executors.Outcome(run, status, 0.1)
 

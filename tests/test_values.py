@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,3 +100,37 @@ def test_plain_is_what_json_has() -> None:
 
 def test_minus_zero_is_zero() -> None:
     assert str(values.coerce(float, "-0.0")) == "0.0"
+    assert str(values.coerce(tuple[float, ...], "[-0.0, 1]")) == "(0.0, 1.0)"
+    assert str(values.coerce(Any, "{a: [-0.0]}")) == "{'a': [0.0]}"
+
+
+@pytest.mark.parametrize("text", ["2026-99-99", "[" * 5000, "1" * 5000, "!!python/object:os.system {}", "\x00"])
+def test_what_yaml_cannot_read_is_a_text(text: str) -> None:
+    assert values.read(text) == text
+    good, errors = values.check("m", Fields, {"rate": text, "text": text})
+    assert good == {"text": text} and errors["rate"].endswith("number is expected") and len(errors["rate"]) < 200
+
+
+@pytest.mark.parametrize("count", [2**63, -(10**30)])
+def test_a_whole_number_has_a_bound(count: int) -> None:
+    assert values.check("m", Fields, {"count": count, "rate": 1})[1].keys() == {"count"}
+    assert "a whole number up to 9223372036854775807" in values.check("m", Fields, {"count": str(count)})[1]["count"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("RigL", "rigl"), ("MLLinBreg", "ml_linbreg"), ("Top_KAST", "topkast"), ("RIGL:ITOP", "rigl:itop")],
+)
+def test_a_name_as_the_paper_writes_it_is_near(name: str, near: str) -> None:
+    choices = ["set", "rigl", "rigl:itop", "linbreg", "ml_linbreg", "topkast"]
+    assert values.near(name, choices) == f"did you mean {near}?"
+
+
+def test_scalars_of_other_libraries_become_those_of_python() -> None:
+    found = Fields(rate=np.float32(0.5), flag=np.bool_(True), text=np.str_("b"))  # type: ignore[arg-type]
+    values.typed("m", found)
+    assert found == Fields(rate=0.5, flag=True, text="b")
+    assert [type(v) for v in (found.rate, found.flag, found.text)] == [float, bool, str]
+    for wrong in (np.array([1.0, 2.0]), None, "1"):
+        with pytest.raises(ValueError, match=r"m: rate is .*; give a number"):
+            values.typed("m", Fields(rate=wrong))  # type: ignore[arg-type]

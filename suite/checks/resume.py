@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dstbench.suite.checks.subject import STEPS, Subject
 from dstbench.suite.values import plain
+from dstbench.suite.words import told
 
 LASTING = "the state cannot be saved (keep tensors, numbers and text alone in `memory`, optimiser and rng)"
 METERS = ("clock", "memory", "devices")  # measurements; and where tensors were, which every process decides anew
@@ -22,11 +23,13 @@ def write_states(subject: Subject, file: Path) -> str:
     training, states = subject.training(), list[bytes]()
 
     def keep() -> None:
+        if forgotten := training.forgets():
+            raise TypeError(f"after step {training.t} {LASTING}: {forgotten[0]}")
         try:
-            states.append(_frozen(training.state()))
-            _thawed(states[-1])
+            states.append(frozen(training.state()))
+            thawed(states[-1])
         except Exception as error:  # what torch cannot pickle, or will not load
-            raise TypeError(f"after step {training.t} {LASTING}: {str(error).splitlines()[0]}") from error
+            raise TypeError(f"after step {training.t} {LASTING}: {told(error).splitlines()[0]}") from error
 
     keep()
     training.run(after=keep)
@@ -68,24 +71,27 @@ def resumes_after_any_step(subject: Subject, file: Path) -> str:
 
 def _from(subject: Subject, saved: bytes, until: int, wanted: bytes) -> str:
     training = subject.training(ready=False)
-    training.load(_thawed(saved))
+    training.load(thawed(saved))
     training.run(until=min(until, STEPS))
     if until > STEPS:
         training.method.finish()
-    return ", ".join(_differences(_thawed(wanted), _thawed(_frozen(training.state()))))
+    return ", ".join(differences(thawed(wanted), thawed(frozen(training.state()))))
 
 
-def _frozen(state: dict[str, Any]) -> bytes:
+def frozen(state: dict[str, Any]) -> bytes:
+    """A state of a training as a checkpoint holds it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _thawed(saved: bytes) -> dict[str, Any]:
+def thawed(saved: bytes) -> dict[str, Any]:
+    """The state, as a run reads it back."""
     return torch.load(io.BytesIO(saved), weights_only=True)
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The parts of two states that differ, measurements apart."""
     return [name for name in a if name not in METERS and not _equal(a[name], b[name])]
 
 

@@ -35,10 +35,13 @@ def compiler() -> list[str]:
 
 
 def cache() -> Path:
-    """Where built libraries are kept: DSTBENCH_CACHE, or `dstbench` in the user's cache folder."""
+    """Where built libraries are kept: DSTBENCH_CACHE, or `dstbench` in the user's cache folder; NotBuilt for none."""
     if own := os.environ.get("DSTBENCH_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dstbench"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dstbench"
+    except RuntimeError:  # in a container
+        raise NotBuilt("this user has no home folder: set DSTBENCH_CACHE to a folder of yours") from None
 
 
 def library(name: str) -> ctypes.CDLL:

@@ -1,11 +1,13 @@
-"""The record schema as reports read it: what must be there, and how older records become today's."""
+"""Schema: what a record must hold, in which ranges, and how older records become today's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA = 1
+from dstbench.suite.words import shown
+
+SCHEMA = 1  # of the record; that of the identity, of which keys are made, is the plan's
 # Schema n -> a function from a record of schema n to one of schema n + 1.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -16,7 +18,8 @@ STATUSES = ("ok", *FAILED, *CRASHED, *MISSING)
 
 NULL = type(None)
 NUMBER = (int, float)
-LARGEST = 10**300
+LARGEST = 1e300
+WHOLE = 2**53  # the largest whole number that a float holds with all those below it
 # Block -> field -> accepted types; blocks may be null where the run failed, fields where NULL is listed.
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "id": {
@@ -70,9 +73,28 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(("cpu", "gpu", "os", "python"), (str, NULL)),
     },
     "code": {"versions": (dict,), **dict.fromkeys(("method_source", "task_source", "commit"), (str, NULL))},
-    "stamps": {"started": (str, NULL), "finished": (str, NULL), "resumed": (int, NULL), "shared": (bool, NULL)},
+    "stamps": {
+        "started": (str, NULL),
+        "finished": (str, NULL),
+        "resumed": (int, NULL),
+        "shared": (bool, NULL),
+        "checkpoint": (str, NULL),
+    },
 }
 ALWAYS = ("id", "status")
+LISTS = ("energy",)
+FREE: dict[str, dict[str, tuple[type, ...]]] = {"hashes": {}}  # mappings of anything
+BLOCKS = tuple(name for name in (*FIELDS, *LISTS, *FREE) if name not in (*ALWAYS, "stamps"))
+PRESENT = ("sparsity", "precision", "joules")  # of the identity and of energy: null says something, no field nothing
+# Field -> the least and the largest value; numbers that are not named are finite and no larger than `LARGEST`.
+RANGES: dict[str, tuple[float, float]] = {
+    "id.seed": (0, WHOLE),
+    "id.threads": (1, WHOLE),
+    "id.budget": (1e-12, LARGEST),
+    "id.sparsity": (0, 1),
+    "stamps.resumed": (0, WHOLE),
+    **{f"{block}.{name}": (0, LARGEST) for block in ("flops", "time") for name in FIELDS[block]},
+}
 ENERGY: dict[str, tuple[type, ...]] = {
     "component": (str,),
     "joules": (*NUMBER, NULL),
@@ -99,15 +121,15 @@ def upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(record: Mapping[str, Any]) -> None:
-    """ValueError that names the first field whose type the report cannot read."""
-    for block, fields in FIELDS.items():
+    """ValueError that names the first field whose type or value no reader can take."""
+    for block, fields in {**FIELDS, **FREE}.items():
         value = record.get(block)
         if value is None and block not in ALWAYS:
             continue
         _fields(block, value, fields)
     status = record["status"]["name"]
     if status not in STATUSES:
-        raise ValueError(f"status.name is {status!r}; expected one of {', '.join(STATUSES)}")
+        raise ValueError(f"status.name is {shown(status)}; expected one of {', '.join(STATUSES)}")
     energy = record.get("energy") or []
     if not isinstance(energy, list):
         raise ValueError(f"energy is {type(energy).__name__}; expected a list")
@@ -122,6 +144,18 @@ def validate(record: Mapping[str, Any]) -> None:
     _curve(record.get("curve"))
 
 
+def filled(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A valid record with null for every block and field that it may lack and does; its identity is left alone."""
+    whole: dict[str, Any] = {**dict.fromkeys((*BLOCKS, "stamps")), **record}
+    for block, fields in FIELDS.items():
+        if block != "id" and whole[block] is not None:
+            whole[block] = {**dict.fromkeys(fields), **whole[block]}
+    whole["energy"] = (
+        [{**dict.fromkeys(ENERGY), **entry} for entry in whole["energy"]] if whole["energy"] else whole["energy"]
+    )
+    return whole
+
+
 def _fields(block: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{block} is {type(value).__name__}; expected an object")
@@ -129,9 +163,13 @@ def _fields(block: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> N
         found = value.get(field)
         if not isinstance(found, types) or (isinstance(found, bool) and bool not in types):
             expected = " or ".join(t.__name__ for t in types)
-            raise ValueError(f"{block}.{field} is {repr(found)[:60]}; expected {expected}")
-        if isinstance(found, int) and abs(found) > LARGEST:
-            raise ValueError(f"{block}.{field} is an integer beyond {LARGEST:.0e}; expected a number a float can hold")
+            raise ValueError(f"{block}.{field} is {shown(found)}; expected {expected}")
+        if field not in value and field in PRESENT:
+            raise ValueError(f"{block}.{field} is missing; it may be null")
+        if isinstance(found, int | float):
+            low, high = RANGES.get(f"{block}.{field}", (-LARGEST, LARGEST))
+            if not low <= found <= high:
+                raise ValueError(f"{block}.{field} is {shown(found)}; expected a number from {low:g} to {high:g}")
 
 
 def _curve(curve: Mapping[str, Any] | None) -> None:
@@ -140,5 +178,5 @@ def _curve(curve: Mapping[str, Any] | None) -> None:
     columns = [curve[name] for name in FIELDS["curve"]]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"curve has columns of lengths {[len(column) for column in columns]}; expected equal lengths")
-    if not all(x is None or (type(x) in (int, float) and not abs(x) > LARGEST) for c in columns for x in c):
+    if not all(x is None or (type(x) in (int, float) and abs(x) <= LARGEST) for c in columns for x in c):
         raise ValueError("curve holds an entry that is neither a finite number nor null")
