@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -12,10 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import odd
-from dstbench.suite import registry
+from dstbench.reports import ledger
+from dstbench.reports.load import frame
+from dstbench.suite import record, registry
+from dstbench.suite.kernels.fuse import Fused
 from dstbench.suite.meters.crosscheck import counted
 from dstbench.suite.meters.flops import measure
 from dstbench.suite.model import SparseModel
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
 from dstbench.suite.train import Training
 
 EXAMPLE = torch.zeros(2, 6, 8)
@@ -321,6 +327,58 @@ def test_convolutions_of_all_kinds_are_layers_and_other_kernels_fall_back_by_nam
                 assert layer.kernel.name == "masked" and "no sparse product for weight of Conv" in str(layer.fallback)
         assert model.passed(3) == model.cost()
     assert model.maskable == 6 * 8 * 3 + 8 * 2 * 2 + 4 * 8 + 4 * 2 * 8 + 96 * 4
+
+
+PLUGIN = """
+import sys
+sys.path.append({here!r})
+import odd
+from dataclasses import replace
+from dstbench.suite.registry import register
+import torch
+from torch import nn
+
+class Mixing(nn.Linear):
+    def __init__(self): super().__init__(48, 4)
+    def forward(self, x): return super().forward(torch.fft.fft(x).real.flatten(1))
+
+for name, net in dict(recurrent=odd.Recurrent, mixing=Mixing, causal=odd.Causal, none=lambda: nn.GRU(8, 4)).items():
+    register(replace(odd.task(net), name="mine/" + name))
+"""
+
+
+def test_a_record_says_what_can_be_sparse_and_what_is_not_counted(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN.format(here=str(Path(__file__).parent)))
+    names = ("recurrent", "mixing", "causal", "none")
+    for name in names:
+        run = Run("static", f"mine/{name}", 0.5, plugins=(str(plugin),), hyperparameters={"allocation": "uniform"})
+        execute(run.to_json(), str(tmp_path))
+    records = {r["id"]["task"]: r for r in record.load(tmp_path)[0]}
+    recurrent, mixing, causal, none = (records[f"mine/{name}"] for name in names)
+    warning = recurrent["sparsity"]["warning"]
+    assert recurrent["sparsity"]["maskable_share"] < 0.1 and "% of the parameters can be sparse" in warning
+    assert "weight_hh_l0 of GRU" in warning and recurrent["flops"]["warning"] == ""
+    assert "_fft_r2c (1 call)" in mixing["flops"]["warning"] and mixing["flops"]["uncounted"]["_fft_r2c"] == 1
+    assert causal["status"]["name"] == "ok" and causal["sparsity"]["warning"] == "" and causal["hashes"]
+    assert none["status"]["name"] == "error" and "nothing of this network can be sparse" in none["status"]["reason"]
+    text = ledger.networks(frame(list(records.values())), list(records.values())).markdown()
+    assert "weight_hh_l0 of GRU" in text and "_fft_r2c (1 call)" in text and "mine/none" not in text
+
+
+@pytest.mark.parametrize("net", [odd.Dropped, odd.Cached, odd.Causal])
+def test_a_fused_graph_does_not_hold_the_way_of_one_pass(net: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    built, x = net(), torch.randn(4, 6, 8)
+    oracle, fused = copy.deepcopy(built), Fused(built)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        expected = oracle(x)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(fused(x), expected)
+    assert [sorted(vars(m)) for m in built.modules()] == [sorted(vars(m)) for m in oracle.modules()]
+    if isinstance(built, odd.Cached):
+        assert built.calls == oracle.calls and all(isinstance(table, Tensor) for table in built.cache.values())
 
 
 # ---- operations without a formula ------------------------------------------------------------------------------------

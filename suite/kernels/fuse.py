@@ -6,9 +6,11 @@ Batch norm with the addition and the ReLU behind it; GELU; attention between que
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -16,9 +18,11 @@ from torch import fx, nn
 from dstbench.suite.kernels.attention import FusedAttention
 from dstbench.suite.kernels.gelu import FusedGelu
 from dstbench.suite.kernels.norm import FusedNorm
+from dstbench.suite.meters.twins import twin, undisturbed
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 UNBINDS = {torch.unbind, "unbind"}
+CONSTANT = "_tensor_constant"  # what a tracer calls a tensor that a forward makes, an attribute of the network
 RELUS = {F.relu, torch.relu, "relu", "relu_"}
 
 
@@ -59,16 +63,21 @@ class Fused:
 
 def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
     try:
-        graph = Tracer().trace(net)
+        with undisturbed():
+            if _moves(twin(net, "meta")):
+                return net, []
+            traced = fx.GraphModule(net, Tracer().trace(net))
     except Exception:  # as above, in the network's own forward
         return net, []
-    traced = fx.GraphModule(net, graph)
-    for node in list(graph.nodes):
+    finally:
+        for name in [name for name in vars(net) if name.startswith(CONSTANT)]:
+            delattr(net, name)
+    for node in list(traced.graph.nodes):
         if _does_nothing(_module(traced, node)):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            graph.erase_node(node)
+            traced.graph.erase_node(node)
     names = []
-    for node in list(graph.nodes):
+    for node in list(traced.graph.nodes):
         module = _module(traced, node)
         if type(module) is nn.BatchNorm2d:
             names.append(_fuse_norm(traced, node, module))
@@ -78,6 +87,28 @@ def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
             names.append(_fuse_attention(traced, node, unbind))
     traced.recompile()
     return (traced, names) if names else (net, names)
+
+
+def _moves(net: nn.Module) -> bool:
+    """Whether a forward, traced, draws random numbers or leaves something behind in a module.
+
+    The next pass may then take another way, and a graph would hold the way of this one for good.
+    """
+    before = _state(net)
+    Tracer().trace(net)
+    return _state(net) != before
+
+
+def _state(net: nn.Module) -> list[Any]:
+    """What a forward may leave behind: generators of random numbers, attributes of modules, what containers hold."""
+    found: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), repr(numpy.random.get_state())]
+    for name, module in net.named_modules():
+        for key, value in vars(module).items():
+            if key.startswith(CONSTANT):
+                continue
+            inside = [id(part) for part in value] if isinstance(value, list) else None
+            found.append((name, key, id(value), inside, len(value) if isinstance(value, dict | set) else None))
+    return found
 
 
 def _does_nothing(module: nn.Module | None) -> bool:
