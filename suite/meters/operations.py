@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -83,19 +84,27 @@ def formula(func: Any) -> Formula | None:
     return found
 
 
+@cache
+def _known(func: Any) -> tuple[str, int | None]:
+    """The name of an operation, and from how many tensors on it may be a product; None: never."""
+    if not hasattr(func, "_schema"):  # an operation of higher order
+        return str(func), 1
+    space, _, name = func._schema.name.rpartition("::")
+    if space not in ("aten", "prim", "prims"):
+        return f"{space}::{name}", None if "c10d" in space else 1
+    if TAGS & set(func.tags) or func.is_view or FREE.fullmatch(name.rstrip("_")):
+        return name, None
+    return name, 1 if COSTLY.fullmatch(name) else 2
+
+
 def uncounted(func: Any, args: Any, kwargs: Any) -> str:
     """The name of an operation without a formula that may be a product; "" for one that costs nothing.
 
     That is what takes two tensors and goes neither element by element nor is known as free, a decomposition or
     transform of a matrix, and whatever is not torch's own.
     """
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel() > 1]
-    wide = [t for t in tensors if t.is_floating_point() or t.is_complex()]
-    if not hasattr(func, "_schema"):  # an operation of higher order
-        return str(func) if wide else ""
-    space, _, name = func._schema.name.rpartition("::")
-    if space not in ("aten", "prim", "prims"):
-        return f"{space}::{name}" if wide and "c10d" not in space else ""
-    if TAGS & set(func.tags) or func.is_view or FREE.fullmatch(name.rstrip("_")):
+    name, least = _known(func)
+    if least is None:
         return ""
-    return name if len(wide) > 1 or (wide and COSTLY.fullmatch(name)) else ""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel() > 1]
+    return name if sum(t.is_floating_point() or t.is_complex() for t in tensors) >= least else ""
