@@ -41,6 +41,7 @@ class SparseModel:
         found = find(net, dense)
         self.dense_passes = measure(net, example)
         self.passes: PassCost | None = self.dense_passes
+        self.uncounted = self.dense_passes.uncounted  # calls of operations without a formula in a pass, by name
         self.left_dense = found.dense
         self.layers: list[Layer] = self._make(found)
         self._parameters = list(net.parameters())

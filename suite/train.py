@@ -59,7 +59,8 @@ class Training:
         self.t = 0
         self.clock = Clock(self.device)
         self.memory = MemoryMeter(self.device)
-        self.book = FlopBook(source="masks" if type(method).descend is Method.descend else "self-reported")
+        source = "masks" if type(method).descend is Method.descend else "self-reported"
+        self.book = FlopBook(source=source, uncounted=dict(self.model.uncounted))
         self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()

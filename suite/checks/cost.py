@@ -41,7 +41,7 @@ def work_outside_the_pass_is_charged(subject: Subject) -> str:
 
 def every_operation_is_counted(subject: Subject) -> str:
     """No pass of the network dispatches a product whose FLOPs nobody knows."""
-    found = subject.run.training.model.dense_passes.uncounted
+    found = subject.run.training.model.uncounted
     calls = [f"{name} ({count} call{'s' * (count > 1)} a pass)" for name, count in found.items()]
     mend = "give a formula by torch.utils.flop_counter.register_flop_formula"
     return f"FLOPs are not counted of {few(calls)}: {mend}" if calls else ""

@@ -231,12 +231,11 @@ class FlopBook:
         `samples` is what the task and the run's budget ask for: a method that trains longer, or repeats passes, pays.
         Where passes differ, dense training is that of the run's own passes.
         """
-        whole = {**asdict(self), "uncounted": {**dense.uncounted, **self.uncounted}}
         passed = samples if self.reached == self.samples else samples * self.reached / self.samples
         papers = round((2 * sum(dense.forward.values()) + sum(dense.weights.values())) * passed)
         everything = round(dense.dense * passed)
         return {
-            **whole,
+            **asdict(self),
             "total": self.total,
             "dense_total": everything,
             "dense_papers": papers,
