@@ -67,9 +67,9 @@ def by_full_name(module: str) -> None:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from dstbench.help import version
 
-        return version("dstbench")
+        return version()
     if name not in PUBLIC:
         raise AttributeError(f"module 'dstbench' has no attribute {name!r}; there are: {', '.join(PUBLIC)}")
     return getattr(importlib.import_module(f"dstbench.{PUBLIC[name]}"), name)

@@ -178,7 +178,7 @@ def report_(
     if any(wanted):
         records = record.load(results)[0]
         keys = arguments.chosen(records, "method", wanted[0]) & arguments.chosen(records, "task", wanted[1])
-    publish.write(results, report, files, keys)
+    publish.write(results, report, files, keys, "--methods and --tasks" if all(wanted) else "")
 
 
 @app.command()

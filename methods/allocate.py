@@ -170,13 +170,18 @@ def global_top(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     return [mask.view(score.shape) for mask, score in zip(chosen, scores, strict=True)]
 
 
+def active(layer: Layer) -> Tensor:
+    """The mask of a Layer that has one."""
+    assert layer.forward_mask is not None, "masks are set in setup"
+    return layer.forward_mask
+
+
 def start(layers: Sequence[Layer], densities: Mapping[str, float], rng: torch.Generator, init: str = "sparse") -> None:
     """Give every Layer a random mask of its exact count; `init="sparse"` scales kept weights by 1/sqrt(density).
 
     The scale keeps the variance of activations that the dense initialisation was made for; "dense" leaves the weights
     as they are. ValueError for another `init`.
-    Reference: Evci et al., arXiv 1911.11134, whose code (`layer_scaled_init` of rigl_tf2/init_utils.py) scales by the
-        density of the Layer, as here; that of arXiv 2010.03533 is `unit_scaled_init`: by that of each neuron.
+    Reference: Evci et al., arXiv 1911.11134, whose code (`layer_scaled_init` of rigl_tf2/init_utils.py) has this scale.
     """
     number = counts(layers, densities)
     begin_sparse(layers, [random_mask(layer.shape, number[layer.name], rng) for layer in layers], init, random=True)

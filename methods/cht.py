@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dstbench.methods.allocate import Densities, allocate, counts, start, top
+from dstbench.methods.allocate import Densities, active, allocate, counts, start, top
 from dstbench.methods.bipartite import SCORES, chains, link_scores, unlink
 from dstbench.methods.checks import valid
 from dstbench.methods.dynamic import SET
@@ -79,7 +79,7 @@ class CHT(SET):
         self.memory["settled"] = torch.zeros(len(self.layers), dtype=torch.bool)
 
     def due(self, t: int) -> bool:
-        return super().due(t) or (self.start_density > 1 - self.sparsity and t == self.end)
+        return super().due(t) or (self.start_density > 1 - self.sparsity and t + self.after_step == self.end)
 
     def update(self, t: int) -> None:
         number, settled = counts(self.layers, self.densities(t)), self.memory["settled"].tolist()
@@ -98,7 +98,7 @@ class CHT(SET):
 
     def keep(self, layer: Layer, t: int) -> Tensor:
         """Which active weights of a Layer stay, a bool mask."""
-        score, count = IMPORTANCE[self.importance](layer), layer.nnz() - int(self.fraction(t) * layer.nnz())
+        score, count = IMPORTANCE[self.importance](layer), layer.nnz() - self.moved(t, layer.nnz())
         if not self.soft:
             return top(score, count)
         heat = 1 + (self.heat - 1) * min(1.0, t / max(1, self.end))
@@ -121,12 +121,6 @@ class CHT(SET):
 def graphs(layer: Layer) -> int:
     """How many graphs the rows of a Layer are: of queries, keys and values, which its heads split, each head is one."""
     return math.prod(layer.heads[:2]) if layer.heads and layer.heads[0] < layer.shape[0] else 1
-
-
-def active(layer: Layer) -> Tensor:
-    """The mask of a Layer that has one."""
-    assert layer.forward_mask is not None, "masks are set in setup"
-    return layer.forward_mask
 
 
 def relative(layer: Layer) -> Tensor:

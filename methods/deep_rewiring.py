@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dstbench.methods.allocate import active
 from dstbench.methods.checks import valid
 from dstbench.methods.dynamic import chance, grow
 from dstbench.methods.static import Static
@@ -68,7 +69,7 @@ class DeepRewiring(Static):
     def walk(self, layer: Layer, negative: Tensor, lr: float) -> None:
         """The rest of the step, then the exchange of weights that are not `negative` as before."""
         layer.assign(walked(layer, negative, lr * self.alpha, math.sqrt(2 * lr * self.temperature), self.rng))
-        kept = on(layer) & (layer.weight.signbit() == negative)
+        kept = active(layer) & (layer.weight.signbit() == negative)
         if gone := layer.nnz() - int(kept.count_nonzero()):
             layer.activate(kept)
             grown, fixed = grow(kept, chance(layer, self.rng), gone), self.memory.get(f"negative.{layer.name}")
@@ -77,7 +78,7 @@ class DeepRewiring(Static):
 
 def walked(layer: Layer, negative: Tensor, pull: float, deviation: float, rng: torch.Generator) -> Tensor:
     """The weight of a Layer after all that is active has moved by `pull` towards zero, and by noise."""
-    weight, mask = layer.weight, on(layer)
+    weight, mask = layer.weight, active(layer)
     noise = torch.zeros_like(weight)
     noise[mask] = torch.randn(layer.nnz(), generator=rng, dtype=weight.dtype).to(weight.device)
     inwards = torch.where(negative, 1.0, -1.0).to(weight.dtype)
@@ -88,15 +89,9 @@ def walked(layer: Layer, negative: Tensor, pull: float, deviation: float, rng: t
 def negatives(layer: Layer, rng: torch.Generator) -> Tensor:
     """Which positions of a Layer are negative: active ones as their weights are, the others at random."""
     drawn = chance(layer, rng) < 0.5
-    return torch.where(on(layer), layer.weight.signbit(), drawn)
+    return torch.where(active(layer), layer.weight.signbit(), drawn)
 
 
 def zeros(layer: Layer, negative: Tensor) -> Tensor:
     """Zeros of these signs."""
     return torch.where(negative, -0.0, 0.0).to(layer.weight.dtype)
-
-
-def on(layer: Layer) -> Tensor:
-    """The mask of a Layer that has one."""
-    assert layer.forward_mask is not None, "masks are set in setup"
-    return layer.forward_mask

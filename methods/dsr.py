@@ -49,6 +49,7 @@ class DSR(Static):
     name: ClassVar[str] = "dsr"
     family: ClassVar[str] = "dynamic"
     citation: ClassVar[str] = "Mostafa & Wang, ICML 2019, arXiv 1902.05967"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +61,7 @@ class DSR(Static):
 
     def step(self, t: int) -> None:
         super().step(t)
-        if schedules.due(t, self.period or self.recipe.period, self.stop * self.recipe.steps):
+        if schedules.due(t + 1, self.period or self.recipe.period, self.stop * self.recipe.steps):
             self.update()
 
     def update(self) -> None:

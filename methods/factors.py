@@ -115,7 +115,7 @@ class Factored(Composer):
 
 @dataclass
 class SignIn(Factored):
-    """Weights are products m v; every `period` steps both are balanced, so that v, the smaller, can change its sign.
+    """Weights are products m v, balanced after every `period` steps, so that v, the smaller, can change its sign.
 
     Balanced means m^2 - v^2 = `beta` with m > 0, the product being what it was. `period` 0 is the recipe's; the last
     balancing is before the share `stop` of the run. Weights that grow begin balanced, where `on` has them start.
@@ -134,6 +134,7 @@ class SignIn(Factored):
 
     name: ClassVar[str] = "sign_in"
     citation: ClassVar[str] = "Gadhikar et al., NeurIPS 2025, arXiv 2504.12801"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +142,7 @@ class SignIn(Factored):
 
     def step(self, t: int) -> None:
         super().step(t)
-        if schedules.due(t, self.period or self.recipe.period, self.stop * self.recipe.steps):
+        if schedules.due(t + 1, self.period or self.recipe.period, self.stop * self.recipe.steps):
             self.balance()
 
 

@@ -59,7 +59,7 @@ class GSE(SET):
         total = sum(layer.nnz() for layer in self.layers)
         scores = torch.cat([layer.grad.abs().masked_fill(~drawn(layer), -math.inf).flatten() for layer in self.layers])
         most = int((scores > -math.inf).count_nonzero())
-        moved = min(int(self.fraction(t) * total), most, total - len(self.layers))
+        moved = min(self.moved(t, total), most, total - len(self.layers))
         grown = top(scores, moved).split([layer.numel for layer in self.layers])
         kept = global_top([magnitude(layer) for layer in self.layers], total - moved)
         for layer, new, old in zip(self.layers, grown, kept, strict=True):

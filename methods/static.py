@@ -19,6 +19,8 @@ class Static(Method):
     Passes: all read the mask and compute the gradient on it.
     FLOPs: 3 f_S a step, and so in our count.
     Defaults: `allocation` and `init` are this suite's for all random starts; erk_plus is an allocation of the paper's.
+    Ambiguous: the scale is by the density of the Layer, as in RigL's code (`layer_scaled_init`); another scales by that
+        of each neuron (arXiv 2010.03533, `unit_scaled_init`).
     Reference: Liu et al., arXiv 2202.02643.
     """
 

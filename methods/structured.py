@@ -147,7 +147,7 @@ class SRigL(RigL):
     def update(self, t: int) -> None:
         spare = 0
         for layer, budget in zip(self.layers, self.memory["budgets"].tolist(), strict=True):
-            spare += budget - self.rewire(layer, int(self.fraction(t) * layer.nnz()), budget, spare)
+            spare += budget - self.rewire(layer, self.moved(t, layer.nnz()), budget, spare)
 
     def rewire(self, layer: Layer, moved: int, budget: int, spare: int) -> int:
         """One update of a Layer; returns how many weights are active now."""

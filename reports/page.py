@@ -73,7 +73,9 @@ def write(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     cells = boards.cells(runs)
     table = cells.drop(columns="seeds")
-    table.where(table != 0, 0).to_csv(out / "cells.csv", index=False)  # A signed zero is no figure in a file either.
+    figures = table.select_dtypes("float").columns
+    table[figures] += 0.0  # A signed zero is no figure in a file either.
+    table.to_csv(out / "cells.csv", index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")

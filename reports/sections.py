@@ -60,7 +60,10 @@ def _pairs(board: pd.DataFrame, table: pd.DataFrame) -> str:
     if not found:
         return ""
     if not seen:
-        return "Differences cannot be tested: no two ranked methods share a cell with two seeds or more."
+        return (
+            "Differences cannot be tested: any two ranked methods have a cell in which they share fewer than two "
+            "seeds, or no difference varies between seeds."
+        )
     span = f"{100 * min(seen):.1f}" + (f" to {100 * max(seen):.1f}" if max(seen) - min(seen) > 5e-4 else "")
     return (
         "Tie group 1: the best method and all that are not told apart from it; 2: the best of the rest and all of the "

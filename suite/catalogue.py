@@ -60,7 +60,9 @@ def _part(entries: Sequence[Entry], found: Iterable[Entry]) -> str:
     if any(entry.broken for entry in entries):
         return f"{title}Broken ({first.origin}): {first.broken}\n"
     if first.presets and (whole := next(e for e in found if e.target == first.target)) not in entries:
-        return f"{title}{_presets(first)} of `{whole.name}`.\n" + "".join(_variant(e) for e in entries[1:]) + "\n"
+        return (
+            f"{title}{_presets(first)} of `{whole.name}`.\n" + "".join(_variant(e, first) for e in entries[1:]) + "\n"
+        )
     kind = first.load()
     prose, said = sections(kind)
     reference = f"{first.citation}; {said['Reference']}" if "Reference" in said else first.citation
@@ -72,11 +74,12 @@ def _part(entries: Sequence[Entry], found: Iterable[Entry]) -> str:
         facts["Newly read weights start"] = kind.grown
     facts["Reference"] = f"{reference} (version {first.version}, {first.origin})".strip()
     bullets = "".join(f"- **{name}**: {text}\n" for name, text in facts.items() if text)
-    return f"{title}{prose}\n\n{bullets}" + "".join(_variant(entry) for entry in entries[1:])
+    return f"{title}{prose}\n\n{bullets}" + "".join(_variant(entry, first) for entry in entries[1:])
 
 
-def _variant(entry: Entry) -> str:
-    return f"- Preset `{entry.name}`: {_presets(entry)}\n"
+def _variant(entry: Entry, first: Entry) -> str:
+    version = f" (version {entry.version})" if entry.version != first.version else ""
+    return f"- Preset `{entry.name}`: {_presets(entry)}{version}\n"
 
 
 def _presets(entry: Entry) -> str:

@@ -24,7 +24,7 @@ class Run:
 
     `hyperparameters` and `recipe` (overrides, dotted into mappings: "lr.sgd") hold what differs from the defaults;
     `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint;
-    `allocator` is "system" or "tuned".
+    `allocator` is "system" or "tuned". `wrapped_versions`: those of the methods that this one wraps, but for 1.
     `plugins`, `data_root`, `timeout` (seconds), `watts_per_core` (None: the meter's default), `download` and
     `save_models` say how to run it, not what it is.
     """
@@ -44,6 +44,7 @@ class Run:
     data: str = ""
     task_version: int = 1
     method_version: int = 1
+    wrapped_versions: Mapping[str, int] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     data_root: str | None = None
     timeout: float | None = None
@@ -58,6 +59,7 @@ class Run:
         out["hyperparameters"] = dict(self.hyperparameters)
         out |= {"device": self.device.split(":")[0], "threads": self.threads, "data": self.data}
         out |= {"recipe": dict(self.recipe)} if self.recipe else {}
+        out |= {"wrapped_versions": dict(self.wrapped_versions)} if self.wrapped_versions else {}
         return out | ({} if self.allocator == "system" else {"allocator": self.allocator})
 
     @property
@@ -140,9 +142,12 @@ def _with_method(
 ) -> tuple[bool, dict[str, Any]]:
     entry = registry.find("method", name, plugins)
     given = registry.nondefault(entry, {**given, **_set(plan, name, plugins)})
-    for inner in registry.wrapped(entry, given):
+    wrapped = registry.wrapped(entry, given)
+    for inner in wrapped:
         inner.load()
-    return registry.sparse(entry, given), {"method": name, "method_version": entry.version, "hyperparameters": given}
+    versions = {inner.name: inner.version for inner in wrapped if inner.version != 1}
+    found = {"method": name, "method_version": entry.version, "wrapped_versions": versions, "hyperparameters": given}
+    return registry.sparse(entry, given), found
 
 
 def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     methods, tasks = registry.methods(plugins), registry.tasks(plugins)
     options = {k: v for k, v in (options or {}).items() if v is not None}
     merged, places = {**data, **options}, {}
-    if isinstance(data.get("set"), Mapping | None):
+    if not isinstance(data.get("set"), Mapping | None):
+        merged["set"] = data["set"]  # refused below, whatever the command line adds
+    else:
         places = _flat(data.get("set") or {}, methods, tasks)
         merged["set"] = {key: value for key, (_, value) in places.items()} | options.get("set", {})
     where = _places(path, data, options, {key: location for key, (location, _) in places.items()})
@@ -132,10 +134,11 @@ def _flat(
         path = (*above, key)
         whole = ".".join(map(str, path))
         name, field = target(whole, {**methods, **tasks})
-        if isinstance(value, Mapping) and value and (not field or name in tasks):
-            found |= _flat(value, methods, tasks, path)
-        else:
-            found[whole] = ("set", *path), value
+        nested = isinstance(value, Mapping) and value and (not field or name in tasks)
+        new = _flat(value, methods, tasks, path) if nested else {whole: (("set", *path), value)}
+        if twice := sorted(found.keys() & new.keys()):
+            raise PlanError(f"set: {', '.join(twice)} is given twice, nested and by its whole name; give it once")
+        found |= new
     return found
 
 

@@ -26,6 +26,7 @@ def run(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_rows(capsys) -> None:
     found = run(capsys)

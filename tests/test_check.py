@@ -204,9 +204,9 @@ def test_a_method_is_checked_on_the_first_task_that_it_does_not_skip() -> None:
     assert verdict.ok and "skips digits/mlp" in verdict.name
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "magnitude", "rigl", "adabreg", "ml_linbreg"])
-def test_healthy_methods_pass(method: str, tmp_path: Path) -> None:
-    given = Given(method, TASKS[:1], file=str(tmp_path / "states"))
+@pytest.mark.slow
+def test_a_healthy_method_passes(tmp_path: Path) -> None:
+    given = Given("ml_linbreg", TASKS[:1], file=str(tmp_path / "states"))
     verdicts = [*examine(given), *resume(given)]
     assert len(verdicts) == len(CHECKS) + 3
     assert [v for v in verdicts if not v.ok] == []

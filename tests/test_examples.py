@@ -66,6 +66,7 @@ def test_the_package_is_listed_with_its_distribution(site: Path, tmp_path: Path)
         assert rows["rigl" if what == "methods" else "digits/mlp"]["origin"] == "built-in"
 
 
+@pytest.mark.slow
 def test_it_stands_on_the_board_beside_built_ins_and_a_file(site: Path, tmp_path: Path) -> None:
     """In worker processes; the file is given relative to another folder than its own."""
     file, _ = scaffold.write("method", "of_a_file", tmp_path / "plugins")
@@ -90,6 +91,7 @@ def test_the_package_passes_the_check(site: Path, tmp_path: Path) -> None:
         assert "BAD" not in said and said.splitlines()[-1].startswith(f"{name}: ")
 
 
+@pytest.mark.slow
 def test_the_package_s_method_passes_the_check(installed: Path) -> None:
     verdicts = check("example_method")
     assert verdicts and all(v.ok for v in verdicts), [v for v in verdicts if not v.ok]

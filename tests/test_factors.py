@@ -73,7 +73,7 @@ def test_every_step_of_sign_in_equals_the_simulation(kernel: str, on: str, beta:
                 mine.grow(mask & ~y.mask)
                 expected = np.where(mask & y.mask, y.weight, 0.0)
             np.testing.assert_allclose(layer.weight.numpy(), expected, rtol=1e-9, atol=1e-14)
-            if t % 4 == 0 and 0 < t < 0.5 * STEPS:
+            if (t + 1) % 4 == 0 and t + 1 < 0.5 * STEPS:
                 mine.balance(layer.weight.numpy())
 
 

@@ -72,7 +72,7 @@ IDENTITY = {
     "method": "set", "task": "digits/vit", "sparsity": 0.95, "seed": 1, "hyperparameters": {}, "recipe": {"steps": 3},
     "budget": 0.5, "precision": "bf16", "kernel": "compact", "device": "cuda", "threads": 2, "allocator": "tuned",
     "data": "1" * 12,
-    "task_version": 2, "method_version": 2,
+    "task_version": 2, "method_version": 2, "wrapped_versions": {"granet": 2},
 }  # fmt: skip
 HOW = {
     "plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "watts_per_core": 9.0,
@@ -101,6 +101,16 @@ def test_the_number_of_the_gpu_is_no_identity() -> None:
 def test_the_default_allocator_is_in_no_key() -> None:
     assert "allocator" not in RUN.identity()
     assert replace(RUN, allocator="tuned").identity()["allocator"] == "tuned"
+
+
+def test_the_version_of_what_is_wrapped_is_in_the_identity() -> None:
+    def keys(*values: str) -> list[dict]:
+        options = {"methods": ["ham"], "tasks": ["digits/mlp"], "sparsity": [0.9], "seeds": [0], "device": "cpu"}
+        plan = [planfile.read("quick", {**options, "set": {"ham.on": value}}) for value in values]
+        return [run.identity() for found in plan for run in plans.expand(found)]
+
+    now, other = keys("granet", "rigl")
+    assert now["wrapped_versions"] == {"granet": 2} and "wrapped_versions" not in other, "keys of old stay"
 
 
 def test_recipe_is_in_the_identity_only_when_overridden() -> None:

@@ -152,6 +152,17 @@ def test_set_may_be_nested(file: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{rigl: {alpha: 0.2}, rigl.alpha: 0.4}", "set: rigl.alpha is given twice"), ("[1]", "a mapping is expected")],
+)
+def test_a_wrong_set_is_refused_whatever_is_added_to_it(file: Path, text: str, message: str) -> None:
+    file.write_text(f"{GOOD}set: {text}\n")
+    for options in ({}, {"set": {"rigl.alpha": 0.1}}):
+        with pytest.raises(planfile.PlanError, match=message):
+            planfile.read(file, options)
+
+
 def test_mistakes_in_a_nested_set_name_their_lines(file: Path) -> None:
     text = (
         GOOD + "set:\n  rigl:\n    alpha: x\n    alhpa: 1\n  digits/mlp:\n    lr: {sdg: 1}\n  dense: 3\n  foo: {x: 1}\n"

@@ -40,7 +40,7 @@ def mine(tmp_path: Path) -> Path:
 
 def test_import_and_listing_load_no_torch() -> None:
     code = (
-        "import sys; from dstbench.suite import registry; assert 'methods' not in sys.modules;"
+        "import sys; from dstbench.suite import registry; assert 'dstbench.methods' not in sys.modules;"
         "n = len(registry.methods()) + len(registry.tasks()); assert n >= 15, n; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

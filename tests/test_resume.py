@@ -54,7 +54,9 @@ def test_what_a_class_or_module_gathers_is_not_there_after_a_resume(tmp_path: Pa
     assert text in found
 
 
-@pytest.mark.parametrize("held", ["lambda: 0", "object()", "largest"])
+@pytest.mark.parametrize(
+    "held", ["object()", *(pytest.param(h, marks=pytest.mark.slow) for h in ("lambda: 0", "largest"))]
+)
 def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, held: str) -> None:
     subject = breach(tmp_path, f"    def begin(self, t):\n        self.memory['odd'] = {held}\n")
     given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))
@@ -63,6 +65,7 @@ def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, h
     assert not Path(given.file).exists()
 
 
+@pytest.mark.slow
 def test_defaults_of_chance_are_caught_by_another_process(tmp_path: Path) -> None:
     subject = breach(tmp_path, "    alpha: float = random.random()\n")
     given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))

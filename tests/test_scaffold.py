@@ -49,6 +49,7 @@ def test_the_files_are_clean_by_our_settings(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_files_pass_their_own_test_from_anywhere(written: dict[str, list[Path]], tmp_path: Path, kind: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(written[kind][1])]

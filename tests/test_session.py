@@ -88,7 +88,7 @@ def test_the_report_is_over_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> N
         wrong.exit_code == 2 and wrong.stderr == "error: --methods: no record is of 'rigl'; there are: dense, static\n"
     )
     none = call("report", "--methods", "static", "--tasks", "digits/vit")
-    assert none.exit_code == 2 and "no record to report in results; nothing is written" in none.stderr
+    assert none.exit_code == 2 and "--methods and --tasks: no record in results is of both" in none.stderr
 
 
 def test_an_older_report_stays_where_there_is_nothing_to_report(tmp_path: Path) -> None:

@@ -92,3 +92,4 @@ def test_at_most_one_board_in_20_makes_a_false_claim(methods: int) -> None:
 def test_false_claims_stay_rare_among_methods_of_unlike_spread_and_among_groups(extra: dict) -> None:
     for seeds in SEEDS:
         assert family(2000, 8, seeds, "dominated 10:1", **extra) <= 0.05
+    assert family(150, 64, 3, "dominated 10:1", **extra) <= 0.067  # the upper limit that docs/measuring.md gives

@@ -49,7 +49,12 @@ def test_command_prints_rows(monkeypatch, capsys):
         ("digits/mlp", "sgd", 0.1),
         ("digits/mlp", "adam", 1e-3),
     ]
-    assert main(arguments) == 0
+
+
+@pytest.mark.slow
+def test_command_prints_a_table(monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.tuning.GRID", {"sgd": (0.1,), "adam": (1e-3,)})
+    assert main(["--tasks", "digits/mlp", "--seeds", "1", "--budget", "0.02"]) == 0
     out = capsys.readouterr().out
     assert "| digits/mlp | sgd | 0.1 |" in out and "torch" in out
 
