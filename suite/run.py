@@ -163,10 +163,10 @@ class _Execution:
             "parameters": everything,
             "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
-            "maskable_share": (share := model.maskable / max(1, everything)),
+            "maskable_share": model.maskable / max(1, everything),
             "left_dense": model.left_dense,
-            "warning": few_maskable(share, model) if share < HALF else "",
-            "never_reached": [layer.name for layer in model.layers if not layer.met],
+            "never_reached": (idle := [layer.name for layer in model.layers if not layer.met]),
+            "warning": left_out(model.maskable / max(1, everything), model, idle),
             "on_target": wanted is None or abs(active - wanted) <= slack(wanted, training.method.grain),
             "layers": {
                 y.name: {
@@ -269,9 +269,11 @@ def slack(wanted: int, grain: int) -> float:
     return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
 
 
-def few_maskable(share: float, model: SparseModel) -> str:
-    """The warning that sparsity is that of a small part of the network."""
-    return f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}"
+def left_out(share: float, model: SparseModel, idle: list[str]) -> str:
+    """The warnings that sparsity is that of a small part of the network, or in part of weights that no pass reads."""
+    few = f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}" if share < HALF else ""
+    never = f"no training pass reached {', '.join(idle)}" if idle else ""
+    return "; ".join(filter(None, (few, never)))
 
 
 def not_counted(calls: Mapping[str, int]) -> str:

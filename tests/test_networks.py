@@ -342,7 +342,8 @@ class Mixing(nn.Linear):
     def __init__(self): super().__init__(48, 4)
     def forward(self, x): return super().forward(torch.fft.fft(x).real.flatten(1))
 
-for name, net in dict(recurrent=odd.Recurrent, mixing=Mixing, causal=odd.Causal, none=lambda: nn.GRU(8, 4)).items():
+nets = dict(recurrent=odd.Recurrent, mixing=Mixing, causal=odd.Causal, none=lambda: nn.GRU(8, 4), heads=odd.Heads)
+for name, net in nets.items():
     register(replace(odd.task(net), name="mine/" + name))
 """
 
@@ -350,12 +351,12 @@ for name, net in dict(recurrent=odd.Recurrent, mixing=Mixing, causal=odd.Causal,
 def test_a_record_says_what_can_be_sparse_and_what_is_not_counted(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN.format(here=str(Path(__file__).parent)))
-    names = ("recurrent", "mixing", "causal", "none")
+    names = ("recurrent", "mixing", "causal", "none", "heads")
     for name in names:
         run = Run("static", f"mine/{name}", 0.5, plugins=(str(plugin),), hyperparameters={"allocation": "uniform"})
         execute(run.to_json(), str(tmp_path))
     records = {r["id"]["task"]: r for r in record.load(tmp_path)[0]}
-    recurrent, mixing, causal, none = (records[f"mine/{name}"] for name in names)
+    recurrent, mixing, causal, none, _ = (records[f"mine/{name}"] for name in names)
     warning = recurrent["sparsity"]["warning"]
     assert recurrent["sparsity"]["maskable_share"] < 0.1 and "% of the parameters can be sparse" in warning
     assert "weight_hh_l0 of GRU" in warning and recurrent["flops"]["warning"] == ""
@@ -364,6 +365,7 @@ def test_a_record_says_what_can_be_sparse_and_what_is_not_counted(tmp_path: Path
     assert none["status"]["name"] == "error" and "nothing of this network can be sparse" in none["status"]["reason"]
     text = ledger.networks(frame(list(records.values())), list(records.values())).markdown()
     assert "weight_hh_l0 of GRU" in text and "_fft_r2c (1 call)" in text and "mine/none" not in text
+    assert "no training pass reached judge" in records["mine/heads"]["sparsity"]["warning"]
 
 
 @pytest.mark.parametrize("net", [odd.Dropped, odd.Cached, odd.Causal])
