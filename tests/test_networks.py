@@ -162,31 +162,9 @@ def test_a_layer_that_a_pass_did_not_reach_has_a_zero_gradient(net: type[nn.Modu
     assert idle
 
 
-METHODS = [
-    "dense",
-    "set",
-    "rigl",
-    "snfs",
-    "snip",
-    "grasp",
-    "synflow",
-    "linbreg",
-    "ml_linbreg",
-    "adabreg",
-    "str",
-    "topkast",
-    "imp",
-    "wanda",
-    "woodfisher",
-    "sam",
-    "sign_in",
-    "ham",
-    "srigl",
-    "block_rigl",
-    "mest",
-    "cht",
-    "dessilbi",
-]
+# One of each way to read gradients; the slow test below has all.
+METHODS = ["dense", "rigl", "snfs", "grasp", "linbreg", "ml_linbreg", "str", "topkast", "wanda", "woodfisher", "sam"]
+METHODS += ["sign_in", "srigl", "mest"]
 
 
 @pytest.mark.parametrize("method", METHODS)
