@@ -9,7 +9,7 @@ import argparse
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,8 +30,11 @@ OUT = Path(__file__).parents[1] / "docs" / "timm-families.md"
 KERNELS = ("masked", "sparse")
 # What names of small members hold, smallest first.
 SMALL = "test_ zepto atto femto pico nano xxxs xxs xxt xx_small 050 035 b0 a0 _t0 _m0 t8 _xs mini tiny _ti_ 18 small"
-TRIED = 3  # of those that look smallest, the one of fewest parameters
+TRIED = 6  # of those that look smallest, the one of least work
 SIDE = 64  # pixels, where a member is not made for one size
+LARGE = 3e7  # parameters; and what is made for more than 256 pixels: these are built with what of LESS they take
+LESS: tuple[dict[str, int], ...] = ({"depth": 2, "img_size": 256}, {"depth": 2}, {"img_size": 256})
+MOST = 1.5e8  # parameters: what has more is not tried
 CLASSES = 4
 
 
@@ -41,7 +44,7 @@ class Pixels(Task):
 
     model: str = ""
     side: int = SIDE
-    channels: int = 3
+    less: tuple[tuple[str, int], ...] = ()
 
     def fingerprint(self) -> str:
         """There is no data to change."""
@@ -51,17 +54,17 @@ class Pixels(Task):
         """The member, untrained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.create_model(self.model, num_classes=CLASSES)
+            return timm.create_model(self.model, num_classes=CLASSES, **dict(self.less))
 
     def example(self) -> Tensor:
         """Two images."""
-        return torch.zeros(2, self.channels, self.side, self.side)
+        return torch.zeros(2, 3, self.side, self.side)
 
     def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
         """Noise, the same for ever."""
         rng = torch.Generator().manual_seed(0)
         while True:
-            images = torch.randn(2, self.channels, self.side, self.side, generator=rng)
+            images = torch.randn(2, 3, self.side, self.side, generator=rng)
             yield images, torch.randint(CLASSES, (2,), generator=rng)
 
 
@@ -71,6 +74,7 @@ class Row:
 
     family: str
     member: str = ""
+    less: str = ""
     side: int = 0
     layers: int = 0
     share: float = 0.0
@@ -88,41 +92,45 @@ class Row:
         return (self.masked, self.sparse.partition(",")[0], self.uncounted) == ("trains", "trains", "")
 
 
-def member(family: str) -> str:
-    """The name of a small member of a family."""
+def member(family: str) -> tuple[str, dict[str, int]]:
+    """A small member of a family, and the options that make it smaller."""
     names = timm.list_models(module=family)
     looks = {name: next((i for i, w in enumerate(SMALL.split()) if w in f"{name}_"), 99) for name in names}
     likely = sorted(names, key=lambda name: (looks[name], len(name), name))[:TRIED]
+    work = {name: (size(name, {}) or 10**12) * pixels(name) ** 2 for name in likely}
+    name = min(work, key=lambda name: work[name])
+    whole = size(name, {})
+    if whole is not None and whole < LARGE and pixels(name) <= 256:
+        return name, {}
+    return name, next((less for less in LESS if size(name, less) is not None), {})
 
-    def size(name: str) -> int:
-        with torch.device("meta"):
-            return sum(p.numel() for p in timm.create_model(name).parameters())
 
-    sizes = {name: _or(lambda name=name: size(name), 10**12) for name in likely}  # type: ignore[misc]
-    return min(sizes, key=lambda name: sizes[name])
-
-
-def _or(work: Callable[[], int], other: int) -> int:
+def size(name: str, less: Mapping[str, int]) -> int | None:
+    """The number of parameters of a member with these options, None where it cannot be built."""
     try:
-        return work()
-    except Exception:  # a member may not be buildable on meta
-        return other
+        with torch.device("meta"):
+            return sum(p.numel() for p in timm.create_model(name, **less).parameters())
+    except Exception:  # as a member says that it has no such option
+        return None
 
 
-def pixels(name: str) -> int:
+def pixels(name: str, less: Mapping[str, int] = {}) -> int:
     """The side of the images that a member takes, as small as it may be."""
     given = timm.get_pretrained_cfg(name)
-    size = given.input_size[-1] if given else 224
-    return size if given is None or given.fixed_input_size else min(size, max(SIDE, (given.min_input_size or (0,))[-1]))
+    side = less.get("img_size", given.input_size[-1] if given else 224)
+    return side if given is None or given.fixed_input_size else min(side, max(SIDE, (given.min_input_size or (0,))[-1]))
 
 
 def row(family: str) -> Row:
     """Build, count and train a step under each kernel."""
     found, started = Row(family), time.monotonic()
     try:
-        found.member = member(family)
-        found.side = pixels(found.member)
-        task = Pixels(family, Recipe(1, 2, {"sgd": 0.01, "adam": 1e-3}), model=found.member, side=found.side)
+        found.member, less = member(family)
+        found.side, found.less = pixels(found.member, less), ", ".join(f"{k} {v}" for k, v in less.items())
+        if (whole := size(found.member, less) or 0) > MOST:
+            raise ValueError(f"not tried: {whole / 1e6:.0f} million parameters")
+        recipe = Recipe(1, 2, {"sgd": 0.01, "adam": 1e-3})
+        task = Pixels(family, recipe, model=found.member, side=found.side, less=tuple(less.items()))
         _fill(found, task)
     except Exception as error:  # the reason is the result
         found.masked = found.masked or _reason(error)
@@ -168,7 +176,14 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in rows:
         second = "–" if not r.second or not r.flops else f"{r.second / r.flops - 1:+.1%}"
-        cells = [r.family, r.member, str(r.side), str(r.layers), f"{r.share:.1%}", r.dense or "–"]
+        cells = [
+            r.family,
+            r.member + f" ({r.less})" * bool(r.less),
+            str(r.side),
+            str(r.layers),
+            f"{r.share:.1%}",
+            r.dense or "–",
+        ]
         cells += [f"{r.flops / 1e6:.1f}", second, r.uncounted or "–", r.masked, r.sparse or "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

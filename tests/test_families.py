@@ -24,7 +24,11 @@ def test_a_member_trains_a_step_or_is_refused_with_a_reason(family: str) -> None
 
 def test_the_harness_tells_a_member_that_trains_from_one_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = row("byobnet")
-    assert found.fine and found.member == member("byobnet") == "test_byobnet" and found.side == pixels("test_byobnet")
+    assert (
+        found.fine
+        and (found.member, {}) == member("byobnet") == ("test_byobnet", {})
+        and found.side == pixels("test_byobnet")
+    )
     assert found.second == found.flops > 0 and found.share > 0.9
     monkeypatch.setattr("benchmarks.families.Pixels.example", lambda self: torch.zeros(2, 5, 64, 64))
     refused = row("byobnet")

@@ -346,7 +346,20 @@ def test_a_record_says_what_can_be_sparse_and_what_is_not_counted(tmp_path: Path
     assert "no training pass reached judge" in records["mine/heads"]["sparsity"]["warning"]
 
 
-@pytest.mark.parametrize("net", [odd.Dropped, odd.Cached, odd.Causal])
+class Choosy(nn.Module):
+    """Asks what its input is, which a tracer cannot tell, and does something else where it is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(48, 4)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(x))
+        return self.head((2 * x.square() if isinstance(x, Tensor) else x).flatten(1))
+
+
+@pytest.mark.parametrize("net", [odd.Dropped, odd.Cached, odd.Causal, Choosy])
 def test_a_fused_graph_does_not_hold_the_way_of_one_pass(net: type[nn.Module]) -> None:
     torch.manual_seed(0)
     built, x = net(), torch.randn(4, 6, 8)

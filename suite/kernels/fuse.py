@@ -6,11 +6,9 @@ Batch norm with the addition and the ReLU behind it; GELU; attention between que
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -18,28 +16,11 @@ from torch import fx, nn
 from dstbench.suite.kernels.attention import FusedAttention
 from dstbench.suite.kernels.gelu import FusedGelu
 from dstbench.suite.kernels.norm import FusedNorm
-from dstbench.suite.meters.twins import twin, undisturbed
+from dstbench.suite.kernels.tracing import CONSTANT, Tracer, same_way
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 UNBINDS = {torch.unbind, "unbind"}
-CONSTANT = "_tensor_constant"  # what a tracer calls a tensor that a forward makes, an attribute of the network
 RELUS = {F.relu, torch.relu, "relu", "relu_"}
-
-
-class Tracer(fx.Tracer):
-    """Sees every call of a module without children."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return not any(True for _ in module.children()) or super().is_leaf_module(module, name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = len(self.graph.nodes)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:  # control flow that depends on values: the module stays one call; any error may come of it
-            for node in reversed(list(self.graph.nodes)[before:]):
-                self.graph.erase_node(node)
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
 class Fused:
@@ -57,16 +38,16 @@ class Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = self.net.training
         if mode not in self.calls:
-            self.calls[mode], self.parts = _trace(self.net)
+            self.calls[mode], self.parts = _fused(self.net, args, kwargs)
         return self.calls[mode](*args, **kwargs)
 
 
-def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
+def _fused(net: nn.Module, args: Any, kwargs: Any) -> tuple[Callable[..., Any], list[str]]:
+    """What to call in place of the network, and its fused parts; args and kwargs: those of its first pass."""
     try:
-        with undisturbed():
-            if _moves(twin(net, "meta")):
-                return net, []
-            traced = fx.GraphModule(net, Tracer().trace(net))
+        if not same_way(net, args, kwargs):
+            return net, []
+        traced = fx.GraphModule(net, Tracer().trace(net))
     except Exception:  # as above, in the network's own forward
         return net, []
     finally:
@@ -87,28 +68,6 @@ def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
             names.append(_fuse_attention(traced, node, unbind))
     traced.recompile()
     return (traced, names) if names else (net, names)
-
-
-def _moves(net: nn.Module) -> bool:
-    """Whether a forward, traced, draws random numbers or leaves something behind in a module.
-
-    The next pass may then take another way, and a graph would hold the way of this one for good.
-    """
-    before = _state(net)
-    Tracer().trace(net)
-    return _state(net) != before
-
-
-def _state(net: nn.Module) -> list[Any]:
-    """What a forward may leave behind: generators of random numbers, attributes of modules, what containers hold."""
-    found: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), repr(numpy.random.get_state())]
-    for name, module in net.named_modules():
-        for key, value in vars(module).items():
-            if key.startswith(CONSTANT):
-                continue
-            inside = [id(part) for part in value] if isinstance(value, list) else None
-            found.append((name, key, id(value), inside, len(value) if isinstance(value, dict | set) else None))
-    return found
 
 
 def _does_nothing(module: nn.Module | None) -> bool:
