@@ -120,7 +120,8 @@ class GraSP(SNIP):
     def scores(self, gradients: Gradients) -> list[Tensor]:
         found = gradients(self.batches, create_graph=True, temperature=self.temperature, train=self.mode == "train")
         inner = torch.stack([(g.detach() * g).sum() for g in found]).sum()
-        products = torch.autograd.grad(inner, [layer.parameter for layer in self.layers])
+        weights = [layer.parameter for layer in self.layers]
+        products = torch.autograd.grad(inner, weights, allow_unused=True, materialize_grads=True)
         return [layer.weight * h.view(layer.shape) for layer, h in zip(self.layers, products, strict=True)]
 
 
@@ -178,7 +179,8 @@ def synaptic_flow(model: SparseModel, weights: Sequence[Tensor]) -> list[Tensor]
         raise ValueError(
             f"synflow: the absolute network's outputs sum to {total}, beyond float64; start from smaller weights"
         )
-    return [(w * g).abs() for w, g in zip(weights, torch.autograd.grad(flow, list(own.values())), strict=True)]
+    grads = torch.autograd.grad(flow, list(own.values()), allow_unused=True, materialize_grads=True)
+    return [(w * g).abs() for w, g in zip(weights, grads, strict=True)]
 
 
 @contextmanager

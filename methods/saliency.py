@@ -19,6 +19,8 @@ from dstbench.suite.method import Gradients
 from dstbench.suite.model import SparseModel
 from dstbench.suite.task import Task
 
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 # ---- Wanda -----------------------------------------------------------------------------------------------------------
 
 
@@ -51,8 +53,8 @@ class Wanda(OneShot):
     def skip(self, task: Task) -> str | None:
         net = task.build(0)
         layers = SparseModel(net, task.example(), task.dense).layers
-        odd = [y.name for y in layers if not isinstance(_module(net, y), nn.Linear | nn.Conv2d)]
-        return f"wanda: {odd[0]!r} is no Linear or Conv2d, whose inputs it could look at" if odd else None
+        odd = [y.name for y in layers if not isinstance(_module(net, y), KINDS)]
+        return f"wanda: {odd[0]!r} is no Linear or convolution, whose inputs it could look at" if odd else None
 
     def setup(self, gradients: Gradients) -> None:
         late(self)
@@ -65,7 +67,9 @@ class Wanda(OneShot):
     def thin(self) -> None:
         fan_in = fan_ins(self.layers, uniform(self.layers, 1 - self.sparsity))
         for layer in self.layers:
-            norm = self.memory.pop(f"input.{layer.name}").sqrt().view(-1, 1, layer.shape[1])  # by group of channels
+            # Where the step before the cut did not reach the Layer, weights alone decide.
+            squares = self.memory.pop(f"input.{layer.name}", layer.weight.new_ones(layer.shape[1]))
+            norm = squares.sqrt().view(-1, 1, layer.shape[1])  # by group of channels
             norm = norm.expand(-1, layer.shape[0] // len(norm), -1).reshape(layer.shape[:2])
             score = layer.weight.abs() * norm.view(*layer.shape[:2], *[1] * (layer.weight.dim() - 2))
             layer.activate(leading(score.flatten(1), fan_in[layer.name]).view(layer.shape))
@@ -76,7 +80,7 @@ class Wanda(OneShot):
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().float()
-            over = [d for d in range(x.dim()) if d != (1 if isinstance(module, nn.Conv2d) else x.dim() - 1)]
+            over = [d for d in range(x.dim()) if d != (x.dim() - 1 if isinstance(module, nn.Linear) else 1)]
             self.memory[key] = self.memory.get(key, 0) + x.square().sum(over).to(layer.weight.dtype)
 
         return add

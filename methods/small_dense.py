@@ -85,4 +85,4 @@ def cost(model: SparseModel, match: str, density: float) -> float:
     if match == "parameters":
         return density * model.maskable
     densities = erk(model.layers, density)
-    return sum(densities[layer.name] * model.dense_passes.forward[layer.key] for layer in model.layers)
+    return sum(densities[layer.name] * model.dense_passes.inference.forward.get(layer.key, 0) for layer in model.layers)

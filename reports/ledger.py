@@ -149,6 +149,32 @@ def fallbacks(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Table
     return Table("remarks", "Remarks on fairness", ["task", "method", "remark"], cells)
 
 
+def networks(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Table:
+    """What of each network can be sparse, and what of its FLOPs nobody counts; warnings are marked."""
+    rows: dict[tuple[str, ...], list[Cell]] = {}
+    for row in each(runs):
+        sparsity, flops = records[row.run].get("sparsity") or {}, records[row.run].get("flops") or {}
+        share = sparsity.get("maskable_share")
+        if not isinstance(share, (int, float)):
+            continue
+        dense = sparsity.get("left_dense") or {}
+        words = "; ".join(f"{name}: {why}" for name, why in list(dense.items())[:3]) if isinstance(dense, dict) else ""
+        words += f"; and {len(dense) - 3} more" * (len(dense) > 3)
+        said = "; ".join(str(block["warning"]) for block in (sparsity, flops) if block.get("warning"))
+        marked = Cell(f"{100 * share:.1f}", share, "bad" if share < 0.5 else "")
+        cells = [
+            Cell(row.task),
+            marked,
+            Cell(words or "–", style="muted"),
+            Cell(said or "–", style="bad" if said else ""),
+        ]
+        rows[tuple(cell.text for cell in cells)] = cells
+    title = "What can be sparse"
+    note = "Sparsity is that of the weights in Layers; the share is theirs of all parameters, warned of under one half."
+    headers = ["task", "maskable, % of parameters", "left dense", "warning"]
+    return Table("networks", title, headers, [rows[key] for key in sorted(rows)], [note])
+
+
 def costs(
     runs: pd.DataFrame,
     records: Sequence[Mapping[str, Any]],

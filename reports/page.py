@@ -160,6 +160,7 @@ def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, 
     aside = "These files are in no board; every other record is."
     return [
         ledger.failures(runs, records),
+        ledger.networks(runs, records),
         ledger.fallbacks(runs, records),
         ledger.methods(runs, names, records),
         ledger.machines(records),

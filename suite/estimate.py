@@ -14,8 +14,8 @@ def training_flops(run: Run) -> tuple[float, float]:
     """FLOPs (low, high) of the training passes of a run, one multiply-add = 2, by the papers' convention.
 
     With f_D the forward pass of a sample and f_S the same with the target share of the maskable weights read: a dense
-    step is 3 f_D, a sparse one 3 f_S (sparse weight gradient) to 2 f_S + f_D (dense weight gradient). Methods that
-    start dense cost more, up to 3 f_D.
+    step is 3 f_D, a sparse one 3 f_S (sparse weight gradient) to 2 f_S + f_D (dense weight gradient), less the f of
+    weights that take no gradient. Methods that start dense cost more, up to 3 f_D.
 
     Reference: Evci et al. 2020, RigL, arXiv 1911.11134, appendix H.
     """
@@ -29,9 +29,10 @@ def training_flops(run: Run) -> tuple[float, float]:
     sparse = dense - maskable * (run.sparsity or 0.0)
     recipe = task.recipe.scaled(run.budget * float(run.hyperparameters.get("budget", 1.0)))
     samples = recipe.steps * recipe.batch
+    frozen = sum(passes.forward.values()) - sum(passes.weights.values())
     if run.sparsity is None:
-        return 3 * dense * samples, 3 * dense * samples
-    return 3 * sparse * samples, (2 * sparse + dense) * samples
+        return (3 * dense - frozen) * samples, (3 * dense - frozen) * samples
+    return (3 * sparse - frozen) * samples, (2 * sparse + dense - frozen) * samples
 
 
 def total_flops(runs: Sequence[Run]) -> tuple[float, float]:

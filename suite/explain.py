@@ -54,7 +54,7 @@ def explain(
 
 
 def _described(training: Training) -> dict[str, Any]:
-    model, passes = training.model, training.model.dense_passes
+    model, passes = training.model, training.model.dense_passes.inference
     rows = []
     routes: dict[str, float] = {}
     for layer in model.layers:

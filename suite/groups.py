@@ -1,7 +1,8 @@
 """Groups of a Layer's entries: sums over tensors as stored, dense under one kernel, a vector under another.
 
 Groups share the leading indices of the weight: `entries` (each by itself), `rows` (all that feeds one output of a
-Linear or Conv2d), `kernels` (the 2-D kernel of one pair of channels of a Conv2d; single entries of a Linear).
+Linear or Conv2d; of a transposed convolution, that one input feeds), `kernels` (the 2-D kernel of one pair of channels
+of a Conv2d; single entries of a Linear).
 `blocks2`, `blocks4` and `blocks8` are as many consecutive outputs at one place of their rows; in a Layer whose number
 of outputs is no multiple, half as many, and so on down to single entries. `heads` are the attention heads of a Layer
 that has them, and its rows elsewhere.

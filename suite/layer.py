@@ -53,6 +53,8 @@ class Layer:
         self.streamed: Any = None
         self._reduce: Reduction | None = None
         self._uses = 0  # of the weight in the pass, whose gradients have not come yet
+        self.used = 0  # by calls of its modules in the pass: samples, positions and all
+        self.met = False  # whether a training pass of the run has reached it
         self._stale = False
         self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
         self._nnz: dict[str, int] = {}
@@ -255,7 +257,28 @@ class Layer:
     def zero_grad(self) -> None:
         """Drop the gradient of the last pass, and what was made of it."""
         self._dense_grad = self.parameter.grad = self.streamed = None
-        self._uses = 0
+        self._uses = self.used = 0
+
+    def reached(self, usual: int, samples: int) -> float:
+        """How much of its products the last pass computed, of `usual` uses; of one a sample, where none are known.
+
+        Where calls cannot tell, all or nothing: a weight that has no gradient was not reached.
+        """
+        if self.parameter.grad is None and self._dense_grad is None:
+            return 0.0
+        self.met = True
+        if not self.used or (not usual and self.positions):
+            return 1.0
+        return self.used / (usual or samples)
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """After backward: a Layer that the pass did not reach has a zero gradient; hand over what streamed in."""
+        if self.parameter.grad is None and self._dense_grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+            if self.streaming and self.streamed is None:
+                self._dense_grad = self.parameter.new_zeros(self.shape)
+        self.hand_over()
 
     def reader(self) -> Reduction | None:
         """For a kernel, at each use of the weight in a pass: where the dense gradient of this use goes, if any."""
@@ -287,6 +310,7 @@ class Layer:
             "forward": self._forward,
             "grad": self._grad,
             "streams": self._reduce is not None,
+            "met": self.met,
             "reserve": {k: v.clone() for k, v in self.reserve.items()},
         }
 
@@ -295,6 +319,7 @@ class Layer:
         self.forward_mask, self.grad_mask = saved["forward"], saved["grad"]  # type: ignore[assignment]
         if saved["streams"]:
             self.stream(lambda grad: None)  # until `begin` of the next step says what it wants
+        self.met = bool(saved.get("met", True))
         self.pack()
         self.reserve = {k: v.to(self.parameter.device) for k, v in saved["reserve"].items()}  # type: ignore[attr-defined]
         with torch.no_grad():

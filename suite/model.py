@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dstbench.suite import heads, kernels
-from dstbench.suite.kernels.base import Activation
 from dstbench.suite.layer import Layer, layer_name
 from dstbench.suite.meters.flops import Cost, PassCost, measure
+from dstbench.suite.meters.price import price
 from dstbench.suite.resize import owners, resize
+from dstbench.suite.swap import swap
+from dstbench.suite.weights import Found, find, weights_of
 
-WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.Conv2d: ("weight",),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
 _living: list[bool] = []  # whether torch's fused attention was enabled, then one entry a living SparseModel
 
 
 class SparseModel:
-    """A network whose Linear, Conv2d and attention weights are Layers; calling it runs the pass their masks declare.
+    """A network whose Linear, convolution and attention weights are Layers; a call runs the pass their masks declare.
 
     `example` is one batch of inputs; `dense` are patterns (as in fnmatch) of layer names that no method may sparsify.
-    Depth-wise convolutions and weights shared with another kind of module (tied embeddings) stay dense as well. The
-    network is changed in place: classes are swapped, parameters keep identity, state-dict keys stay. ValueError for a
-    pattern that matches nothing and for a weight that the example pass does not read.
+    Weights that take no gradient, that a pass reads transformed, or that are shared with another kind of module (tied
+    embeddings), and depth-wise convolutions stay dense as well: `left_dense` says of each matrix that is no Layer why.
+    The network is changed in place: classes are swapped, parameters keep identity, state-dict keys stay. ValueError for
+    a pattern that matches nothing, RuntimeError where the network cannot run the example.
     """
 
     def __init__(self, net: nn.Module, example: Any, dense: Sequence[str] = (), kernel: str = "masked") -> None:
@@ -42,12 +37,17 @@ class SparseModel:
         self._call: Callable[..., Any] = self.kernel.network(net)
         self.edits: list[tuple[str, int, list[int]]] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self.example = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
+        self.example = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().clone(), example)
         self._cost: tuple[tuple[int, ...], Cost] | None = None
+        found = find(net, dense)
         self.dense_passes = measure(net, example)
         self.passes: PassCost | None = self.dense_passes
-        self.layers: list[Layer] = self._find(dense)
+        self.uncounted = self.dense_passes.uncounted  # calls of operations without a formula in a pass, by name
+        self.left_dense = found.dense
+        self.layers: list[Layer] = self._make(found)
         self._parameters = list(net.parameters())
+        own = {layer.key for layer in self.layers}
+        self._others = {n: p for n, p in net.named_parameters() if n in self.dense_passes.forward and n not in own}
         self.maskable = sum(layer.numel for layer in self.layers)
         _block_fast_path(self)
 
@@ -77,55 +77,46 @@ class SparseModel:
 
     # ---- finding and swapping ------------------------------------------------------------------------------------
 
-    def _find(self, dense: Sequence[str]) -> list[Layer]:
-        uses: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = defaultdict(list)
-        others: set[nn.Parameter] = set()
-        for path, module in self.net.named_modules(remove_duplicate=True):
-            for attribute, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                if attribute in weights_of(module) and not _depthwise(module):
-                    uses[parameter].append((f"{path}.{attribute}".lstrip("."), module, attribute))
-                else:
-                    others.add(parameter)
-        candidates = {p: u for p, u in uses.items() if p not in others}
-        named = {layer_name(u[0][0]): u for u in candidates.values()}
-        for pattern in dense:
-            if not any(fnmatch(name, pattern) for name in named):
-                near = difflib.get_close_matches(pattern, named, 3) or list(named)[:5]
-                raise ValueError(f"dense pattern {pattern!r} matches no layer; did you mean {', '.join(near)}?")
-        canonical = {p: n for n, p in self.net.named_parameters()}
-        attentions = heads.heads(self.net)
-        order = {name: i for i, name in enumerate(self.dense_passes.forward)}
+    def _make(self, found: Found) -> list[Layer]:
+        attentions, passes = heads.heads(self.net), self.dense_passes
+        order = {name: i for i, name in enumerate(passes.forward)}
+        named = dict(self.net.named_parameters())
         layers = []
-        for parameter, places in candidates.items():
-            name = layer_name(places[0][0])
-            if any(fnmatch(name, pattern) for pattern in dense):
+        for key, places in found.layers.items():
+            if key in passes.transformed:
+                self.left_dense[key] = "transformed: the pass does not multiply by it as it is"
                 continue
-            key = canonical[parameter]
-            if not self.dense_passes.forward.get(key):
-                raise ValueError(
-                    f"layer {name!r}: the example pass does not read its weight as it is (unused, or transformed "
-                    f"first); give an example that reaches it, or keep it dense with the pattern {name!r}"
-                )
-            positions = self.dense_passes.forward[key] / (2 * parameter.numel())
+            if passes.forward.get(key) and not passes.weights[key]:
+                self.left_dense[key] = "the pass computes no gradient of it"
+                continue
+            name, parameter = layer_name(key), named[key]
+            positions = passes.forward.get(key, 0) / (2 * parameter.numel())
             positions = int(positions) if positions.is_integer() else positions
-            reasons = [self.kernel.unsupported(module, attribute) for _, module, attribute in places]
+            reasons = [self.kernel.unsupported(module, attribute) for module, attribute in places]
             reason = next(filter(None, reasons), None)
             kernel = kernels.get("masked") if reason else self.kernel
             split = attentions[name].axes(name, parameter.shape) if name in attentions else None
             layer = Layer(name, parameter, positions, kernel, key, reason, split)
-            for _, module, attribute in places:
-                _swap(module, attribute, layer)
+            for module, attribute in places:
+                swap(module, attribute, layer)
             layers.append(layer)
-        return sorted(layers, key=lambda layer: order[layer.key])
+        return sorted(layers, key=lambda layer: order.get(layer.key, len(order)))
+
+    def why_dense(self) -> str:
+        """The first of the matrices that are no Layers, and why."""
+        found = [f"{name} ({why})" for name, why in self.left_dense.items()]
+        return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "") or "it has no matrix"
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser: weights of Linear, Conv2d and attention decay, all else does not."""
+        """Parameter groups for an optimiser: weights of Linear, convolutions and attention decay, all else does not.
+
+        Parameters that take no gradient are in neither.
+        """
         weights = {m._parameters[a] for m in self.net.modules() for a in weights_of(m)} - {None}
         parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for parameter in self.net.parameters():
-            parts[parameter not in weights].append(parameter)
+            if parameter.requires_grad:
+                parts[parameter not in weights].append(parameter)
         return [g for g in ({"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}) if g["params"]]
 
     # ---- cost ----------------------------------------------------------------------------------------------------
@@ -133,28 +124,28 @@ class SparseModel:
     def cost(self) -> Cost:
         """FLOPs per sample of the pass that the present masks ask for; RuntimeError if one was edited in place."""
         if self.passes is None:
-            self.passes = measure(self.net, self.example, {layer.key: layer.shape for layer in self.layers})
+            self.passes = measure(self.net, self.example, {layer.key: layer.weight for layer in self.layers})
         for layer in self.layers:
             layer.intact()
         now = tuple(layer.revision for layer in self.layers)
         if self._cost is None or self._cost[0] != now:
-            self._cost = now, self._count()
+            self._cost = now, price(self.passes, self.layers)
         return self._cost[1]
 
-    def _count(self) -> Cost:
-        p = self.passes
-        assert p is not None
-        keys = {layer.key for layer in self.layers}
-        dense = sum(f for name, f in p.forward.items() if name not in keys)
-        forward, weights, papers = float(p.rest_forward + dense), float(dense), 3.0 * dense
-        inputs = float(p.rest_backward + sum(f for name, f in p.inputs.items() if name not in keys))
+    def passed(self, samples: int) -> Cost:
+        """FLOPs per sample of the training pass over `samples` that has just run, with its gradients still there.
+
+        It may have left out a Layer, or a part of the samples there (or used it more often than the example did). A
+        Layer that it did not reach has a zero gradient from then on.
+        """
+        cost, passes = self.cost(), self.passes
+        assert passes is not None
+        reached = {layer.key: layer.reached(passes.calls.get(layer.key, 0) * samples, samples) for layer in self.layers}
+        reached |= {n: 0.0 for n, p in self._others.items() if passes.weights.get(n) and p.grad is None}
         for layer in self.layers:
-            read, grad = layer.nnz("forward") / layer.numel, layer.nnz("grad") / layer.numel
-            forward += p.forward[layer.key] * read
-            inputs += p.inputs.get(layer.key, 0) * read
-            weights += p.forward[layer.key] * grad
-            papers += p.forward[layer.key] * (2 * read + grad)
-        return Cost(forward, inputs, weights, papers, any(layer.grad_mask is None for layer in self.layers))
+            layer.close()
+        usual = all(share == (key in passes.forward) for key, share in reached.items())
+        return cost if usual else price(passes, self.layers, reached)
 
     @property
     def density(self) -> float:
@@ -226,54 +217,6 @@ class SparseModel:
         self.optimizer = optimizer
         for layer in self.layers:
             layer.optimizer, layer.keeps = optimizer, keeps
-
-
-def weights_of(module: nn.Module) -> tuple[str, ...]:
-    """The names of the module's parameters that multiply activations and may become Layers."""
-    for kind, attributes in WEIGHTS.items():
-        if isinstance(module, kind):
-            return tuple(a for a in attributes if module._parameters.get(a) is not None)
-    return ()
-
-
-def _depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
-
-
-@cache
-def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
-    """A subclass of the module's class whose attribute is the weight that the pass reads, not the parameter.
-
-    The forward of a Linear or Conv2d is the kernel's operation, where it has one, of its input or of an
-    activation of it.
-    """
-
-    def masked(self: nn.Module) -> Layer | None:
-        layer = self.__dict__["sparse_layers"][attribute]
-        # Any other tensor was put there by torch.func.functional_call and is read as it is.
-        return None if layer.plain or self._parameters[attribute] is not layer.parameter else layer
-
-    def read(self: nn.Module) -> Tensor:
-        layer = masked(self)
-        return self._parameters[attribute] if layer is None else layer.kernel.weight(layer)  # type: ignore[return-value]
-
-    def forward(self: nn.Module, input: Tensor, act: Activation = None) -> Tensor:
-        layer = masked(self)
-        done = None if layer is None else layer.kernel.operation(self, layer, input, act)
-        return kind.forward(self, act(input) if act else input) if done is None else done
-
-    def write(self: nn.Module, value: Tensor) -> None:
-        raise AttributeError(f"{attribute} of a Layer is set through Layer.assign")
-
-    body: dict[str, Any] = {attribute: property(read, write), "__module__": kind.__module__}
-    if attribute == "weight" and issubclass(kind, (nn.Linear, nn.Conv2d)):
-        body["forward"] = forward
-    return type(kind.__name__, (kind,), body)
-
-
-def _swap(module: nn.Module, attribute: str, layer: Layer) -> None:
-    module.__dict__.setdefault("sparse_layers", {})[attribute] = layer
-    module.__class__ = _swapped(type(module), attribute)  # type: ignore[arg-type]
 
 
 def _block_fast_path(model: SparseModel) -> None:

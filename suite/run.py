@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from dstbench.suite import checkpoint, machine, record, registry, settings
 from dstbench.suite.kernels import allocator
@@ -36,6 +37,7 @@ CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
 GRAIN = 0.05  # or one unit of a method's structure, where that is no more than this share of it
+HALF = 0.5  # of all parameters: where fewer can be sparse, the record warns
 
 
 def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_method: str = "") -> str:
@@ -140,7 +142,11 @@ class _Execution:
     def _judge(self, training: Training) -> dict[str, str]:
         """Score, sparsity and hashes at the last step, and the status that follows from them."""
         task, model, out = training.task, training.model, self.record
-        lost = [name for name, tensor in values(model).items() if not tensor.isfinite().all()]
+        tensors = values(model)
+        lost = [n for n, p in model.net.named_parameters() if p.requires_grad and not tensors[n].isfinite().all()]
+        # Other buffers may hold infinities by design, such as a mask of -inf.
+        statistics = [f"{n}.{b}" for n, m in model.net.named_modules() if isinstance(m, _NormBase) for b in m._buffers]
+        lost += [name for name in statistics if name in tensors and not tensors[name].isfinite().all()]
         if lost:
             raise Diverged(f"{', '.join(lost[:3])} of the network is not finite after the last step")
         scores = {split: training.evaluate(split) for split in ("valid", "test")}
@@ -175,6 +181,10 @@ class _Execution:
             "parameters": everything,
             "explored": training.explored.share,
             "of_parameters": (model.maskable - active) / everything,
+            "maskable_share": model.maskable / max(1, everything),
+            "left_dense": model.left_dense,
+            "never_reached": (idle := [layer.name for layer in model.layers if not layer.met]),
+            "warning": left_out(model.maskable / max(1, everything), model, idle),
             "on_target": wanted is None or abs(active - wanted) <= slack(wanted, grain),
             "layers": {
                 y.name: {
@@ -198,6 +208,7 @@ class _Execution:
         out["curve"] = training.curve
         book.charged = training.method.charged
         out["flops"] = book.block(model.dense_passes, model.cost(), training.samples)
+        out["flops"]["warning"] = not_counted(out["flops"]["uncounted"])
         out["time"] = training.clock.block(training.t, simulated)
         moved = 0 if training.memory.model is None else 2 * model_bytes(model)[0] * training.t
         readings = energy.add([meter.stop() for meter in self.meters], self.used)
@@ -280,6 +291,19 @@ def slack(wanted: int, grain: float) -> float:
     return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
 
 
+def left_out(share: float, model: SparseModel, idle: list[str]) -> str:
+    """The warnings that sparsity is that of a small part of the network, or in part of weights that no pass reads."""
+    few = f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}" if share < HALF else ""
+    never = f"no training pass reached {', '.join(idle)}" if idle else ""
+    return "; ".join(filter(None, (few, never)))
+
+
+def not_counted(calls: Mapping[str, int]) -> str:
+    """The warning that FLOPs lack operations, by name; "" where they lack none."""
+    found = ", ".join(f"{name} ({count} call{'s' * (count > 1)})" for name, count in calls.items())
+    return f"FLOPs lack operations without a formula: {found}" if found else ""
+
+
 def values(model: SparseModel) -> dict[str, torch.Tensor]:
     """Every parameter (a Layer's dense) and buffer by its name in the state dict."""
     layers = {layer.key: layer for layer in model.layers}
@@ -303,7 +327,7 @@ def crosscheck(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(("forward", "torch", "torch_difference", "ptflops", "difference"))
     with contextlib.suppress(Exception):  # a second opinion that cannot be had costs no run its result
         net, example = task.build(0), task.example()
-        found["forward"] = ours = measure(net, example).ahead
+        found["forward"] = ours = measure(net, example).inference.ahead
         found["torch"] = counted(net, example)
         found["torch_difference"] = found["torch"] / ours - 1
         macs = ptflops_macs(net, example)

@@ -52,6 +52,8 @@ class Training:
         if type(method).network is not Method.network:
             own = SparseModel(task.build(seed), task.example(), task.dense)
             self.model.maskable, self.model.dense_passes = own.maskable, own.dense_passes
+        if method.sparse and not self.model.layers:
+            raise ValueError(f"{method.name}: nothing of this network can be sparse: {self.model.why_dense()}")
         if self.recipe.compile:
             self.model.compile()
         method.attach(self.model, self.recipe, seed)
@@ -63,7 +65,8 @@ class Training:
         self.t = 0
         self.clock = Clock(self.device)
         self.memory = MemoryMeter(self.device)
-        self.book = FlopBook(source="masks" if type(method).descend is Method.descend else "self-reported")
+        source = "masks" if type(method).descend is Method.descend else "self-reported"
+        self.book = FlopBook(source=source, uncounted=dict(self.model.uncounted))
         self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
@@ -80,6 +83,7 @@ class Training:
         with FlopMeter() as meter, sdpa_kernel(SDPBackend.MATH):
             self.method.setup(self.gradients)
         self.book.setup += meter.total
+        self.book.uncounted |= meter.uncounted
         self.model.zero_grad()
 
     def run(self, until: int | None = None, after: Callable[[], None] = lambda: None) -> None:
@@ -115,15 +119,14 @@ class Training:
         parts = self.recipe.accumulate
         while True:
             self.model.zero_grad()
-            cost, total = self.model.cost(), torch.zeros((), device=self.device)
+            self.model.cost()  # refuses masks that were edited
+            total = torch.zeros((), device=self.device)
             for inputs, targets in zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
                 with self.autocast():
                     loss = self._loss(self.model, (inputs, targets)) / parts
                 (loss * self.scale if self.scale != 1 else loss).backward()
                 total += loss.detach()
-            for layer in self.model.layers:
-                layer.hand_over()
-            self.book.add(cost, len(batch[1]))
+            self.book.add(self.model.passed(len(batch[1])), len(batch[1]))
             if self.recipe.precision != "fp16" or self._unscale():
                 return total
 
@@ -169,7 +172,9 @@ class Training:
         for _ in range(batches):
             outputs: Any = self.model if temperature == 1 else lambda inputs: self.model(inputs) / temperature
             loss = self._loss(outputs, self._move(self._next(stream, "calibration")))
-            found = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+            found = torch.autograd.grad(
+                loss, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            )
             found = tuple(y.kernel.dense(y, g) for y, g in zip(self.model.layers, found, strict=True))
             total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
         if total is None:

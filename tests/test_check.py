@@ -84,6 +84,14 @@ BREACHES = {
         super().step(t)
         self.layers[1].weight @ self.layers[1].weight.T
 """,
+    "every operation is counted": """
+    def network(self, task, seed):
+        class Odd(torch.nn.Sequential):
+            def forward(self, x):
+                y = super().forward(x)
+                return torch.fft.ifft(torch.fft.fft(y.double())).real.to(y.dtype)
+        return Odd(task.build(seed))
+""",
     "storages agree": """
     def step(self, t):
         super().step(t)

@@ -200,13 +200,15 @@ def test_dense_patterns_and_their_misses(images) -> None:
         model["twcie"]
 
 
-def test_a_weight_that_the_example_does_not_reach_is_an_error() -> None:
+def test_a_weight_that_the_example_does_not_reach_is_a_layer_that_costs_nothing_until_a_pass_does() -> None:
     class Idle(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self[0](x)
 
-    with pytest.raises(ValueError, match="layer '1': the example pass does not read its weight"):
-        SparseModel(Idle(nn.Linear(3, 3), nn.Linear(3, 3)), torch.zeros(1, 3))
+    model = SparseModel(Idle(nn.Linear(3, 3), nn.Linear(3, 3)), torch.zeros(1, 3))
+    assert [y.name for y in model.layers] == ["0", "1"] and model.cost().forward == 18 and not model["1"].positions
+    model(torch.randn(4, 3)).sum().backward()
+    assert model.passed(4) == model.cost() and not model["1"].grad.any() and not model["1"].met
 
 
 def test_state_dict_keys_and_parameter_identity_stay(case) -> None:

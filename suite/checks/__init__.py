@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "grown weights start as declared": grown.grown_weights_start_as_declared,
     "finish prunes nothing": declared.finish_prunes_nothing,
     "work outside the pass is charged": cost.work_outside_the_pass_is_charged,
+    "every operation is counted": cost.every_operation_is_counted,
     "storages agree": invariance.storages_agree,
     "loss scale does not matter": invariance.loss_scale_does_not_matter,
     "accumulation does not matter": invariance.accumulation_does_not_matter,

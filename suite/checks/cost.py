@@ -39,6 +39,14 @@ def work_outside_the_pass_is_charged(subject: Subject) -> str:
     return few(wrong)
 
 
+def every_operation_is_counted(subject: Subject) -> str:
+    """No pass of the network dispatches a product whose FLOPs nobody knows."""
+    found = subject.run.training.model.uncounted
+    calls = [f"{name} ({count} call{'s' * (count > 1)} a pass)" for name, count in found.items()]
+    mend = "give a formula by torch.utils.flop_counter.register_flop_formula"
+    return f"FLOPs are not counted of {few(calls)}: {mend}" if calls else ""
+
+
 def overhead(subject: Subject) -> str:
     """The share of training time that `begin` and `step` take; said, never judged."""
     clock = subject.run.training.clock.block(subject.run.training.t, simulated=True)

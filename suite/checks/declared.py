@@ -105,7 +105,8 @@ def _autograd(training: Training, batch: Any, state: Tensor, buffers: dict[str, 
     for inputs, targets in zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
         with training.autocast():
             loss = training.task.loss(outputs, (inputs, targets)) / parts  # type: ignore[arg-type]
-        total = [a + b / scale for a, b in zip(total, torch.autograd.grad(loss * scale, keys), strict=True)]
+        found = torch.autograd.grad(loss * scale, keys, allow_unused=True, materialize_grads=True)
+        total = [a + b / scale for a, b in zip(total, found, strict=True)]
     torch.set_rng_state(after)
     return total
 

@@ -16,26 +16,11 @@ from torch import fx, nn
 from dstbench.suite.kernels.attention import FusedAttention
 from dstbench.suite.kernels.gelu import FusedGelu
 from dstbench.suite.kernels.norm import FusedNorm
+from dstbench.suite.kernels.tracing import CONSTANT, Tracer, same_way
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 UNBINDS = {torch.unbind, "unbind"}
 RELUS = {F.relu, torch.relu, "relu", "relu_"}
-
-
-class Tracer(fx.Tracer):
-    """Sees every call of a module without children."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return not any(True for _ in module.children()) or super().is_leaf_module(module, name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = len(self.graph.nodes)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:  # control flow that depends on values: the module stays one call; any error may come of it
-            for node in reversed(list(self.graph.nodes)[before:]):
-                self.graph.erase_node(node)
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
 class Fused:
@@ -53,22 +38,27 @@ class Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = self.net.training
         if mode not in self.calls:
-            self.calls[mode], self.parts = _trace(self.net)
+            self.calls[mode], self.parts = _fused(self.net, args, kwargs)
         return self.calls[mode](*args, **kwargs)
 
 
-def _trace(net: nn.Module) -> tuple[Callable[..., Any], list[str]]:
+def _fused(net: nn.Module, args: Any, kwargs: Any) -> tuple[Callable[..., Any], list[str]]:
+    """What to call in place of the network, and its fused parts; args and kwargs: those of its first pass."""
     try:
-        graph = Tracer().trace(net)
+        if not same_way(net, args, kwargs):
+            return net, []
+        traced = fx.GraphModule(net, Tracer().trace(net))
     except Exception:  # as above, in the network's own forward
         return net, []
-    traced = fx.GraphModule(net, graph)
-    for node in list(graph.nodes):
+    finally:
+        for name in [name for name in vars(net) if name.startswith(CONSTANT)]:
+            delattr(net, name)
+    for node in list(traced.graph.nodes):
         if _does_nothing(_module(traced, node)):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            graph.erase_node(node)
+            traced.graph.erase_node(node)
     names = []
-    for node in list(graph.nodes):
+    for node in list(traced.graph.nodes):
         module = _module(traced, node)
         if type(module) is nn.BatchNorm2d:
             names.append(_fuse_norm(traced, node, module))

@@ -56,4 +56,4 @@ class FusedGelu(nn.Module):
         linear = self.__dict__["linear"]
         if linear is None:
             return gelu(x)
-        return linear(x, gelu) if "sparse_layers" in linear.__dict__ else linear(gelu(x))
+        return linear(x, gelu) if getattr(linear, "activates", False) else linear(gelu(x))

@@ -1,15 +1,19 @@
-"""Second opinions on the FLOPs of a dense forward pass: torch's FlopCounterMode, and ptflops, which shares no code."""
+"""Second opinions on the FLOPs of a dense forward pass, by counters that share no code with ours: shapes, ptflops."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
+
+from dstbench.suite.meters.twins import twin, undisturbed
 
 # What one pass costs is the products alone (one multiply-add is 2 FLOPs); ptflops would add these.
 ELEMENTWISE = (
@@ -24,12 +28,83 @@ ELEMENTWISE = (
 )
 
 
+Product = Callable[[Tensor, tuple[Any, ...]], float]  # (result, arguments) -> multiply-adds
+
+
+def _attended(out: Tensor, args: tuple[Any, ...]) -> int:
+    """Scores and their sums of values: (.., queries, size), (.., keys, size), (.., keys, size)."""
+    queries, keys, values = args[:3]
+    return queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
+
+
+def _multi_head(out: Tensor, args: tuple[Any, ...]) -> int:
+    """Of F.multi_head_attention_forward: (tokens, batch, size), or without the batch."""
+    queries, keys, values = (t if t.dim() == 3 else t[:, None] for t in args[:3])
+    size = queries.shape[-1]
+    return (2 * queries.numel() + keys.numel() + values.numel()) * size + 2 * queries.numel() * len(keys)
+
+
+def _recurrent(out: Any, args: tuple[Any, ...]) -> int:
+    matrices = [t for given in args if isinstance(given, list) for t in given if t.dim() == 2]
+    return args[0].shape[:-1].numel() * sum(t.numel() for t in matrices)
+
+
+def _einsum(out: Tensor, args: tuple[Any, ...]) -> int:
+    """A product of two; of more, or with dots, nothing is said."""
+    operands = args[1:] if isinstance(args[1], Tensor) else tuple(args[1])
+    terms = args[0].replace(" ", "").partition("->")[0].split(",")
+    if len(operands) != 2 or "." in args[0]:
+        return 0
+    sizes = {k: n for term, t in zip(terms, operands, strict=True) for k, n in zip(term, t.shape, strict=True)}
+    return prod(sizes.values())
+
+
+def _along_last(out: Tensor, args: tuple[Any, ...]) -> int:
+    return out.numel() * args[0].shape[-1]
+
+
+# By the name of the function; arguments that are passed by name come behind the others.
+PRODUCTS: dict[str, Product] = {
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "__matmul__"), _along_last),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda out, args: out.numel() * args[1].shape[-1]),
+    "__rmatmul__": lambda out, args: out.numel() * args[1].shape[-1],
+    "tensordot": lambda out, args: (out.numel() * args[0].numel() * args[1].numel()) ** 0.5,
+    "einsum": _einsum,
+    "bilinear": lambda out, args: out.numel() * args[2][0].numel(),
+    **{f"conv{n}d": lambda out, args: out.numel() * args[1][0].numel() for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": lambda out, args: args[0].numel() * args[1][0].numel() for n in (1, 2, 3)},
+    "scaled_dot_product_attention": _attended,
+    "multi_head_attention_forward": _multi_head,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **{
+        f"{kind}_cell": lambda out, args: args[0].shape[:-1].numel() * (args[2].numel() + args[3].numel())
+        for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    },
+}
+
+
+class Shapes(TorchFunctionMode):
+    """Counts FLOPs from the shapes of what torch's functions are called with, before torch takes them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if product := PRODUCTS.get(getattr(func, "__name__", "")):
+            self.total += 2 * product(out, (*args, *(kwargs or {}).values()))
+        return out
+
+
 def counted(net: nn.Module, example: Any) -> int:
-    """FLOPs of a forward pass of one sample by torch's FlopCounterMode on the `meta` device, in evaluation mode."""
-    one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(net).to("meta").eval()(one)
-    return counter.get_total_flops()
+    """FLOPs of a forward pass of one sample by `Shapes`, in evaluation mode, on a copy of the network."""
+    with undisturbed(), torch.no_grad():
+        one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().clone(), example)
+        copied = twin(net).eval()
+        with Shapes() as shapes:
+            copied(one)
+    return round(shapes.total)
 
 
 def ptflops_macs(net: nn.Module, example: Any) -> int | None:

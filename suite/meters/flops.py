@@ -1,74 +1,49 @@
 """FLOPs: what one dense pass costs, booked per parameter, and what the passes of a run add up to.
 
-One multiply-add is 2 FLOPs. Costs come from torch's own registry of formulas, run over the operations that a forward
-and a backward pass dispatch; on the `meta` device this needs neither memory nor arithmetic.
+One multiply-add is 2 FLOPs. Costs come from formulas (`operations`) for what a forward and a backward pass dispatch; on
+the `meta` device that needs neither memory nor arithmetic.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-
-class FlopMeter(TorchDispatchMode):
-    """Counts the FLOPs of what runs inside it and books each operation under the parameter whose storage it reads.
-
-    `read[name]`: FLOPs of the operations that read the parameter; `weights[name]`: FLOPs of weight gradients that came
-    fused with an input gradient in one operation; both are part of `total`.
-    """
-
-    def __init__(self, owners: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        # A bias rides along in addmm, but it is the matrix that the product reads.
-        self.owners = {p.untyped_storage()._cdata: name for name, p in (owners or {}).items() if p.dim() > 1}
-        self.read: Counter[str] = Counter()
-        self.weights: Counter[str] = Counter()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
-            if func is not torch.ops.prim.device.default:
-                with self:
-                    out = func.decompose(*args, **kwargs)
-                if out is not NotImplemented:
-                    return out
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        self.total += (flops := int(formula(*args, **kwargs, out_val=out)))
-        for tensor in args:
-            if isinstance(tensor, Tensor) and (owner := self.owners.get(tensor.untyped_storage()._cdata)):
-                for_inputs, for_weights = _split(func, args, flops)
-                self.read[owner] += for_inputs
-                self.weights[owner] += for_weights
-                break
-        return out
-
-
-def _split(func: Any, args: Any, flops: int) -> tuple[int, int]:
-    """FLOPs of an operation that reads a weight: the product with it, and its gradient where both are one call."""
-    if func._overloadpacket is not torch.ops.aten.convolution_backward:
-        return flops, 0
-    wants_input, wants_weight, _ = args[-1]
-    return (0, flops) if not wants_input else (flops // 2, flops - flops // 2) if wants_weight else (flops, 0)
+from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
+from dstbench.suite.meters.twins import twin, undisturbed
+from dstbench.suite.weights import uses, weights_of
 
 
 @dataclass(frozen=True)
 class PassCost:
-    """FLOPs per sample of one dense pass: by parameter `forward`, `inputs`; `rest_*` are products of activations."""
+    """FLOPs per sample of one dense training pass: by parameter `forward`, `inputs`, `weights` (their gradients).
+
+    `rest_*` are products of activations, forward also by module (`rest`). What the training pass did not reach and the
+    evaluation pass did has the cost of that. `calls`: by parameter, how often the modules that hold it use it in a
+    sample, recomputation included, where all of `forward` comes of calls. `transformed`: parameters that enter a pass,
+    and no product as they are. `uncounted`: calls of operations without a formula, a pass.
+    """
 
     forward: dict[str, int]
     inputs: dict[str, int]
     rest_forward: int
     rest_backward: int
+    weights: dict[str, int] = field(default_factory=dict)
+    rest: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    transformed: frozenset[str] = frozenset()
+    uncounted: dict[str, int] = field(default_factory=dict)
+    evaluation: PassCost | None = None
 
     @property
     def ahead(self) -> int:
@@ -78,46 +53,130 @@ class PassCost:
     @property
     def dense(self) -> int:
         """Forward and backward of one sample, everything dense."""
-        return self.ahead + self.rest_backward + sum(self.forward.values()) + sum(self.inputs.values())
+        return self.ahead + self.rest_backward + sum(self.weights.values()) + sum(self.inputs.values())
+
+    @property
+    def inference(self) -> PassCost:
+        """The forward pass of evaluation."""
+        return self.evaluation or self
+
+    def filled(self, other: PassCost) -> PassCost:
+        """This pass, with what only `other`, the evaluation pass, reaches, as if it were part of training too."""
+        lost, modules = other.forward.keys() - self.forward.keys(), other.rest.keys() - self.rest.keys()
+        more = {k: other.rest[k] for k in modules}
+        share = sum(more.values()) / max(1, other.rest_forward)
+
+        def merged(mine: dict[str, int], theirs: dict[str, int]) -> dict[str, int]:
+            return mine | {k: v for k, v in theirs.items() if k in lost}
+
+        return PassCost(
+            merged(self.forward, other.forward),
+            merged(self.inputs, other.inputs),
+            self.rest_forward + sum(more.values()),
+            self.rest_backward + round(share * other.rest_backward),
+            merged(self.weights, other.weights),
+            self.rest | more,
+            merged(self.calls, other.calls),
+            (self.transformed | other.transformed) - self.forward.keys() - other.forward.keys(),
+            dict(Counter(self.uncounted) | Counter(other.uncounted)),
+            other,
+        )
 
 
-def measure(net: nn.Module, example: Any, shapes: Mapping[str, torch.Size] | None = None) -> PassCost:
-    """Count a forward and a backward pass of `net` on one sample of `example` (leading dimension: the batch) on `meta`.
+def measure(net: nn.Module, example: Any, weights: Mapping[str, Tensor] | None = None) -> PassCost:
+    """Count a training and an evaluation pass of `net` on one sample of `example` (leading dimension: the batch).
 
-    The weight gradient of a parameter costs what its forward products cost; what the backward pass counts beyond
-    input and weight gradients belongs to products of activations. Evaluation mode, so that batch norm takes one sample.
-    `shapes` overrides the shapes of parameters that are stored in another form.
+    A copy of the network runs, on `meta`, or where that fails on the network's own device; batch norm takes one sample
+    as it does in evaluation. The weight gradient of a parameter costs what its forward products cost, where it takes
+    one; what the backward pass counts beyond input and weight gradients belongs to products of activations. `weights`
+    are those of parameters that are stored in another form. RuntimeError where the network cannot run.
     """
-    one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().to("meta"), example)
-    shapes = shapes or {}
-    meta = {
-        n: torch.empty(shapes.get(n, p.shape), dtype=p.dtype, device="meta", requires_grad=p.requires_grad)
-        for n, p in net.named_parameters()
-    }
-    buffers = {n: b.detach().to("meta") for n, b in net.named_buffers()}
-    modes = {m: m.training for m in net.modules()}
-    net.eval()
+    why: Exception
+    for device in ("meta", None):
+        try:
+            with undisturbed():
+                one = _one(example, device or _device(net))
+                training = _pass(twin(net, device, weights), one)
+                return training.filled(_pass(twin(net, device, weights), one, training.forward))
+        except Exception as error:  # a network may raise anything, and where there are no numbers more than elsewhere
+            why = error
+    raise RuntimeError(
+        f"counting FLOPs: the network does not run forward and backward on one sample of the example, a batch of one "
+        f"({type(why).__name__}: {why}); the task's example() has to be a batch that build(seed) takes"
+    ) from why
+
+
+def _one(example: Any, device: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t[:1].detach().to(device, copy=True), example)
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+
+def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> PassCost:
+    """A training pass of a copy, which is spent then; with `known`, an evaluation pass.
+
+    That one runs backward only where it reads other parameters than those.
+    """
+    net.train(known is None)
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    parameters = dict(net.named_parameters())
+    names = {p: n for n, p in parameters.items()}
+    layers = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
+    ahead, calls, again = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with _watched(net, names, ahead.inside, calls), ahead:
+            out = net(one)
+        leaves = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+        back = FlopMeter({n: parameters[n] for n in ahead.read}, layers)
+        with _watched(net, names, back.inside, again), back:
+            if leaves and not (known is not None and all(n in known for n in ahead.read)):
+                torch.autograd.backward([(t.abs() if t.is_complex() else t).sum() for t in leaves])
+    taken = {n: max(ahead.trained[n], back.trained[n]) if parameters[n].grad is not None else 0 for n in ahead.read}
+    called = {n: calls[n] + again[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
+    rest = back.total - sum(back.read.values()) - sum(taken.values())
+    return PassCost(
+        dict(ahead.read), dict(back.read), sum(ahead.rest.values()), rest, taken, dict(ahead.rest), called,
+        frozenset(ahead.touched - ahead.read.keys()), dict(ahead.uncounted + back.uncounted)
+    )  # fmt: skip
+
+
+@contextmanager
+def _watched(
+    net: nn.Module, names: Mapping[nn.Parameter, str], inside: list[str], calls: Counter[str]
+) -> Iterator[None]:
+    """Keep the path of the module that runs on top of `inside`, and add up how often modules use their weights."""
+
+    def enter(path: str, module: nn.Module, inputs: Any) -> None:
+        inside.append(path)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        inside.pop()
+        weight = module._parameters.get("weight")
+        if inputs and weight is not None and (count := uses(module, inputs[0], output)):
+            calls[names[weight]] += count
+
+    hooks: list[Any] = []
+    for path, module in net.named_modules():
+        hooks.append(module.register_forward_pre_hook(partial(enter, path)))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
-        with torch.enable_grad(), FlopMeter(meta) as ahead:
-            out = torch.func.functional_call(net, {**meta, **buffers}, (one,))
-        leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
-        with FlopMeter(meta) as back:
-            if leaves:
-                torch.stack([t.sum() for t in leaves]).sum().backward()
+        yield
     finally:
-        for module, training in modes.items():
-            module.training = training
-    forward = {n: ahead.read[n] for n in ahead.read}
-    trained = sum(f for n, f in forward.items() if meta[n].requires_grad)
-    rest = back.total - sum(back.read.values()) - trained
-    return PassCost(forward, dict(back.read), ahead.total - sum(forward.values()), rest)
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs per sample of the pass that the present masks ask for.
+    """FLOPs per sample of the training pass that the present masks ask for.
 
-    `papers` follows the papers' convention (RigL, arXiv 1911.11134, App. H): weighted products alone, the first layer's
+    `inference` is the forward pass of evaluation. `reached` is what the pass would cost dense, as a share of the dense
+    pass that was measured: 1 but where blocks were skipped or samples routed. `papers` follows the papers' convention
+    (RigL, arXiv 1911.11134, App. H): weighted products alone, the first layer's
     input gradient included: 2 f_S + f_S where the weight gradient is sparse, 2 f_S + f_D where it is dense.
     """
 
@@ -126,6 +185,8 @@ class Cost:
     weights: float
     papers: float
     dense_gradient: bool
+    inference: float = 0.0
+    reached: float = 1.0
 
     @property
     def total(self) -> float:
@@ -146,6 +207,8 @@ class FlopBook:
     samples: int = 0
     dense_gradient_steps: int = 0
     source: str = "masks"
+    reached: float = 0.0  # the sum over samples of `Cost.reached`
+    uncounted: dict[str, int] = field(default_factory=dict)  # calls of operations without a formula, by name
 
     @property
     def total(self) -> int:
@@ -160,24 +223,28 @@ class FlopBook:
         self.papers += round(cost.papers * samples)
         self.samples += samples
         self.dense_gradient_steps += cost.dense_gradient
+        self.reached += cost.reached * samples
 
     def block(self, dense: PassCost, now: Cost, samples: int) -> dict[str, Any]:
         """The record's "flops": the sums, dense training on the run's own `samples`, and inference per sample.
 
         `samples` is what the task and the run's budget ask for: a method that trains longer, or repeats passes, pays.
+        Where passes differ, dense training is that of the run's own passes.
         """
-        papers = 3 * sum(dense.forward.values()) * samples
+        passed = samples if self.reached == self.samples else samples * self.reached / self.samples
+        papers = round((2 * sum(dense.forward.values()) + sum(dense.weights.values())) * passed)
+        everything = round(dense.dense * passed)
         return {
             **asdict(self),
             "total": self.total,
-            "dense_total": dense.dense * samples,
+            "dense_total": everything,
             "dense_papers": papers,
-            "ratio": self.total / max(1, dense.dense * samples),
+            "ratio": self.total / max(1, everything),
             "papers_ratio": self.papers / max(1, papers),
-            "inference": now.forward,
-            "dense_inference": dense.ahead,
+            "inference": now.inference,
+            "dense_inference": dense.inference.ahead,
         }
 
-    def state(self) -> dict[str, int | str]:
+    def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)

@@ -1,0 +1,441 @@
+"""Networks that real people bring: frozen, adapted, skipped, routed, recomputed, cached and odd ones."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+import odd
+from dstbench.reports import ledger
+from dstbench.reports.load import frame
+from dstbench.suite import record, registry
+from dstbench.suite.kernels.fuse import Fused
+from dstbench.suite.meters.crosscheck import counted
+from dstbench.suite.meters.flops import measure
+from dstbench.suite.model import SparseModel
+from dstbench.suite.plan import Run
+from dstbench.suite.run import execute
+from dstbench.suite.train import Training
+
+EXAMPLE = torch.zeros(2, 6, 8)
+
+
+def made(net: type[nn.Module], dense: tuple[str, ...] = (), kernel: str = "masked") -> SparseModel:
+    torch.manual_seed(0)
+    return SparseModel(net(), EXAMPLE, dense, kernel)
+
+
+def trained(
+    net: type[nn.Module], method: str = "dense", steps: int = 6, kernel: str = "masked", **more: Any
+) -> Training:
+    training = Training(odd.task(net, steps, **more), registry.method(method), kernel=kernel)
+    training.setup()
+    training.run()
+    training.method.finish()
+    return training
+
+
+def block(training: Training) -> dict[str, Any]:
+    return training.book.block(training.model.dense_passes, training.model.cost(), training.samples)
+
+
+# ---- frozen weights and adapters -------------------------------------------------------------------------------------
+
+
+def test_frozen_weights_are_no_layers_and_cost_no_weight_gradient() -> None:
+    model = made(odd.Frozen)
+    assert [y.name for y in model.layers] == ["up", "head"]
+    assert all("frozen" in model.left_dense[k] for k in ("below.weight", "base.weight"))
+    forward = {"below": 2 * 6 * 8 * 3 * 8, "base": 2 * 8 * 12, "up": 2 * 8 * 12, "head": 2 * 12 * 4}
+    assert model.cost().forward == sum(forward.values())
+    assert model.cost().weights == forward["up"] + forward["head"]
+    assert model.cost().inputs == forward["head"], "below the first weight that learns there is nothing to tell"
+    assert {p for g in model.groups() for p in g["params"]} == {p for p in model.net.parameters() if p.requires_grad}
+    kept = made(odd.Frozen, dense=("base", "below"))
+    assert kept.left_dense["base.weight"] == "kept dense by the pattern 'base'"
+
+
+def test_adapters_learn_beside_frozen_weights() -> None:
+    before = {n: p.clone() for n, p in odd.task(odd.LoRA).build(0).named_parameters()}
+    training = trained(odd.LoRA, "rigl")
+    assert [y.name for y in training.model.layers] == ["head"]
+    now = dict(training.model.net.named_parameters())
+    assert all(torch.equal(before[n], now[n]) for n in ("first.weight", "second.weight"))
+    assert not torch.equal(before["first.down"], now["first.down"])
+    learning = 2 * (2 * 48 + 2 * 16 + 2 * 16 + 2 * 16 + 16 * 4)
+    assert sum(training.model.dense_passes.weights.values()) == learning
+
+
+def test_a_branch_under_no_grad_stays_dense() -> None:
+    model = made(odd.Teacher)
+    assert [y.name for y in model.layers] == ["pupil", "head"]
+    assert model.left_dense["teacher.weight"] == "the pass computes no gradient of it"
+    assert model.cost().weights == 2 * (48 * 16 + 16 * 4) and model.cost().forward == 2 * (2 * 48 * 16 + 16 * 4)
+
+
+# ---- passes that differ ----------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What the modules of a network compute, by hooks: forward FLOPs of Linear layers, samples and tokens alike."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.total = 0
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(self.add)
+
+    def add(self, module: nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if module.training:
+            self.total += 2 * out.numel() * module.in_features
+
+
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+@pytest.mark.parametrize("net", [odd.Experts, odd.Heads, odd.Frozen])
+def test_a_run_books_what_its_passes_computed(net: type[nn.Module], kernel: str) -> None:
+    training = Training(odd.task(net, 8), registry.method("dense"), kernel=kernel)
+    tally = Tally(training.model.net)
+    training.setup()
+    training.run()
+    convolved = 8 * 8 * 2 * 6 * 8 * 3 * 8 if net is odd.Frozen else 0
+    assert training.book.forward == tally.total + convolved
+    assert block(training)["ratio"] == pytest.approx(1)
+
+
+def test_blocks_left_out_cost_nothing_with_their_attention() -> None:
+    training = Training(odd.task(odd.Dropped, 10), registry.method("dense"))
+    ran = []
+    for layer in training.model.net.blocks:
+        layer.register_forward_hook(lambda module, inputs, out: ran.append(1) if module.training else None)
+    training.setup()
+    training.run()
+    one = 6 * 2 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 2 * 6 * 6 * 8
+    assert 0 < len(ran) < 30 and training.book.forward == 8 * (len(ran) * one + 10 * 2 * 48 * 4)
+    found = block(training)
+    assert found["ratio"] == pytest.approx(1) and found["dense_inference"] == 3 * one + 2 * 48 * 4
+    sparse = trained(odd.Dropped, "static", 10)
+    assert block(sparse)["dense_total"] == found["dense_total"], "chance leaves out the same blocks"
+    assert block(sparse)["ratio"] < 0.35
+
+
+def test_heads_of_one_mode_count_in_that_mode() -> None:
+    model = made(odd.Heads)
+    body, head, judge = 2 * 48 * 16, 2 * 16 * 4, 2 * 4 * 4
+    assert model.cost().inference == body + head + judge
+    training = trained(odd.Heads, steps=2)
+    assert training.book.forward == 2 * 8 * (body + 2 * head)
+    assert block(training)["inference"] == body + head + judge
+    assert not training.model["judge"].met and training.model["extra"].met
+
+
+def test_recomputation_is_part_of_the_pass() -> None:
+    model = made(odd.Recomputed)
+    stem = body = 2 * 6 * 8 * 8
+    head = 2 * 48 * 4
+    assert (model.cost().forward, model.cost().weights) == (stem + body + head,) * 2
+    assert model.cost().inputs == body + head + body, "the block is computed again"
+    assert trained(odd.Recomputed, steps=2).book.inputs == 2 * 8 * (2 * body + head)
+
+
+@pytest.mark.parametrize("net", [odd.Dropped, odd.Experts, odd.Heads])
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+def test_a_layer_that_a_pass_did_not_reach_has_a_zero_gradient(net: type[nn.Module], kernel: str) -> None:
+    training = Training(odd.task(net, 4), registry.method("static"), kernel=kernel)
+    training.setup()
+    idle = 0
+    step = training.method.step
+
+    def look(t: int) -> None:
+        nonlocal idle
+        idle += sum(not layer.grad.any() for layer in training.model.layers)
+        step(t)
+
+    training.method.step = look  # type: ignore[method-assign]
+    training.run()
+    assert idle
+
+
+# One of each way to read gradients; the slow test below has all.
+METHODS = ["dense", "rigl", "snfs", "grasp", "linbreg", "ml_linbreg", "str", "topkast", "wanda", "woodfisher", "sam"]
+METHODS += ["sign_in", "srigl", "mest"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_train_beside_what_is_frozen_and_what_a_pass_leaves_out(method: str) -> None:
+    for net in (odd.Frozen, odd.Dropped) if method != "wanda" else (odd.Frozen, odd.Heads):
+        training = trained(net, method, 8)
+        assert training.evaluate("valid") >= 0 and all(torch.isfinite(y.weight).all() for y in training.model.layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "net", [odd.Frozen, odd.LoRA, odd.Dropped, odd.Experts, odd.Heads, odd.Convolutions, odd.Query]
+)
+def test_every_method_trains_on_every_odd_network(net: type[nn.Module]) -> None:
+    for name in registry.methods():
+        task = odd.task(net, 8)
+        method = registry.method(name, **({"sparsity": 0.5} if name == "nm" else {}))
+        if method.skip(task) is None:
+            training = Training(task, method)
+            training.setup()
+            training.run()
+            method.finish()
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def traces(net: nn.Module) -> list[Any]:
+    modules = [(n, m.training, sorted(vars(m)), len(m._forward_hooks)) for n, m in net.named_modules()]
+    tensors = [t.clone() for t in (*net.parameters(), *net.buffers())]
+    return [modules, tensors, [p.grad for p in net.parameters()], [t.device for t in net.parameters()]]
+
+
+@pytest.mark.parametrize("net", [odd.Cached, odd.Recurrent, odd.Recomputed, odd.Experts, odd.Dropped])
+def test_measuring_leaves_no_trace(net: type[nn.Module]) -> None:
+    built = net()
+    before, chance = traces(built), (torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy())
+    measure(built, EXAMPLE)
+    after = traces(built)
+    assert before[0] == after[0] and before[2:] == after[2:]
+    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    assert torch.equal(chance[0], torch.get_rng_state()) and chance[1] == random.getstate()
+    assert (chance[2] == numpy.random.get_state()[1]).all()
+    if isinstance(built, odd.Cached):
+        assert (built.cache, built.calls) == ({}, 0)
+
+
+@pytest.mark.parametrize(("net", "flops"), [(odd.Cached, 2 * 6 * 8 * 8 + 2 * 48 * 4), (odd.Recurrent, None)])
+def test_what_cannot_run_on_meta_is_counted_where_it_is(net: type[nn.Module], flops: int | None) -> None:
+    cost = measure(net(), EXAMPLE)
+    gru = 6 * 2 * (3 * 16 * 8 + 3 * 16 * 16) + 2 * 16 * 4
+    assert cost.inference.ahead == cost.ahead == (flops or gru) and not cost.uncounted
+    assert trained(net, "rigl", 4).book.total > 0
+
+
+def test_a_network_that_cannot_run_its_example_is_told_so() -> None:
+    with pytest.raises(RuntimeError, match=r"counting FLOPs: .* \(RuntimeError: .*example\(\) has to be a batch"):
+        SparseModel(nn.Linear(5, 4), torch.zeros(2, 6))
+
+
+def test_a_lock_or_a_computed_tensor_does_not_keep_a_network_from_being_measured() -> None:
+    import threading
+
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 4)
+            self.lock, self.rng = threading.Lock(), torch.Generator().manual_seed(3)
+            self.half = self.weight * 0.5  # no leaf
+
+        def forward(self, x: Tensor) -> Tensor:
+            with self.lock:
+                return super().forward(x) + torch.rand((), generator=self.rng)
+
+    net = Locked()
+    state = net.rng.get_state()
+    assert measure(net, EXAMPLE).ahead == 2 * 6 * 8 * 4 and torch.equal(net.rng.get_state(), state)
+
+
+# ---- what is not sparse ----------------------------------------------------------------------------------------------
+
+
+class Parametrised(nn.Sequential):
+    def __init__(self) -> None:
+        weight_norm, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+        super().__init__(nn.Flatten(), weight_norm(nn.Linear(48, 16)), nn.ReLU(), spectral(nn.Linear(16, 4)))
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised in each pass, and an Embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.table = nn.Conv1d(6, 8, 3), nn.Linear(8, 4), nn.Embedding(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.conv.weight
+        x = nn.functional.conv1d(x, (w - w.mean((1, 2), keepdim=True)) / w.std((1, 2), keepdim=True)).mean(2)
+        return self.head(x + self.table.weight[0])
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "snip", "ste", "linbreg", "wanda"])
+def test_a_network_without_layers_is_refused_by_sparse_methods(method: str) -> None:
+    for net, words in ((Parametrised, "parametrised"), (lambda: nn.Sequential(nn.Flatten(1), nn.PReLU()), "no matrix")):
+        with pytest.raises(ValueError, match=f"{method}: nothing of this network can be sparse.*{words}"):
+            Training(odd.task(net), registry.method(method))
+    assert Training(odd.task(Parametrised), registry.method("dense")).model.maskable == 0
+
+
+def test_what_stays_dense_is_named_with_its_reason() -> None:
+    assert all("parametrised" in why for why in made(Parametrised).left_dense.values())
+    assert made(Standardised).left_dense == {
+        "conv.weight": "transformed: the pass does not multiply by it as it is",
+        "table.weight": "weight of Embedding, which is no Linear, convolution or attention",
+    }
+    assert set(made(odd.Recurrent).left_dense) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0"}
+    with pytest.raises(ValueError, match=r"0.weight has no shape yet: run a batch"):
+        SparseModel(nn.Sequential(nn.LazyLinear(4)), torch.zeros(2, 3))
+
+
+def test_convolutions_of_all_kinds_are_layers_and_other_kernels_fall_back_by_name() -> None:
+    for kernel in ("masked", "compact", "sparse"):
+        model = made(odd.Convolutions, kernel=kernel)
+        assert [y.name for y in model.layers] == ["one", "up", "deep", "back", "head"]
+        x, oracle = torch.randn(3, 6, 8), copy.deepcopy(odd.Convolutions())
+        oracle.load_state_dict({k: v.reshape(oracle.state_dict()[k].shape) for k, v in model.net.state_dict().items()})
+        rng = torch.Generator().manual_seed(1)
+        for layer in model.layers:
+            layer.forward_mask = layer.grad_mask = torch.rand(layer.shape, generator=rng) < 0.4
+            weight = oracle.get_submodule(layer.name).weight
+            weight.data.mul_(layer.forward_mask)
+        loss, wanted = model(x).square().sum(), oracle(x).square().sum()
+        torch.testing.assert_close(loss, wanted)
+        loss.backward(), wanted.backward()
+        for layer in model.layers:
+            exact = oracle.get_submodule(layer.name).weight.grad * layer.forward_mask
+            torch.testing.assert_close(layer.grad, exact, rtol=1e-4, atol=1e-5)
+            if kernel == "sparse" and layer.name != "head":
+                assert layer.kernel.name == "masked" and "no sparse product for weight of Conv" in str(layer.fallback)
+        assert model.passed(3) == model.cost()
+    assert model.maskable == 6 * 8 * 3 + 8 * 2 * 2 + 4 * 8 + 4 * 2 * 8 + 96 * 4
+
+
+PLUGIN = """
+import sys
+sys.path.append({here!r})
+import odd
+from dataclasses import replace
+from dstbench.suite.registry import register
+import torch
+from torch import nn
+
+class Mixing(nn.Linear):
+    def __init__(self): super().__init__(48, 4)
+    def forward(self, x): return super().forward(torch.fft.fft(x).real.flatten(1))
+
+nets = dict(recurrent=odd.Recurrent, mixing=Mixing, causal=odd.Causal, none=lambda: nn.GRU(8, 4), heads=odd.Heads)
+for name, net in nets.items():
+    register(replace(odd.task(net), name="mine/" + name))
+"""
+
+
+def test_a_record_says_what_can_be_sparse_and_what_is_not_counted(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN.format(here=str(Path(__file__).parent)))
+    names = ("recurrent", "mixing", "causal", "none", "heads")
+    for name in names:
+        run = Run("static", f"mine/{name}", 0.5, plugins=(str(plugin),), hyperparameters={"allocation": "uniform"})
+        execute(run.to_json(), str(tmp_path))
+    records = {r["id"]["task"]: r for r in record.load(tmp_path)[0]}
+    recurrent, mixing, causal, none, _ = (records[f"mine/{name}"] for name in names)
+    warning = recurrent["sparsity"]["warning"]
+    assert recurrent["sparsity"]["maskable_share"] < 0.1 and "% of the parameters can be sparse" in warning
+    assert "weight_hh_l0 of GRU" in warning and recurrent["flops"]["warning"] == ""
+    assert "_fft_r2c (1 call)" in mixing["flops"]["warning"] and mixing["flops"]["uncounted"]["_fft_r2c"] == 1
+    assert causal["status"]["name"] == "ok" and causal["sparsity"]["warning"] == "" and causal["hashes"]
+    assert none["status"]["name"] == "error" and "nothing of this network can be sparse" in none["status"]["reason"]
+    text = ledger.networks(frame(list(records.values())), list(records.values())).markdown()
+    assert "weight_hh_l0 of GRU" in text and "_fft_r2c (1 call)" in text and "mine/none" not in text
+    assert "no training pass reached judge" in records["mine/heads"]["sparsity"]["warning"]
+
+
+class Choosy(nn.Module):
+    """Asks what its input is, which a tracer cannot tell, and does something else where it is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(48, 4)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(x))
+        return self.head((2 * x.square() if isinstance(x, Tensor) else x).flatten(1))
+
+
+@pytest.mark.parametrize("net", [odd.Dropped, odd.Cached, odd.Causal, Choosy])
+def test_a_fused_graph_does_not_hold_the_way_of_one_pass(net: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    built, x = net(), torch.randn(4, 6, 8)
+    oracle, fused = copy.deepcopy(built), Fused(built)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        expected = oracle(x)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(fused(x), expected)
+    assert [sorted(vars(m)) for m in built.modules()] == [sorted(vars(m)) for m in oracle.modules()]
+    if isinstance(built, odd.Cached):
+        assert built.calls == oracle.calls and all(isinstance(table, Tensor) for table in built.cache.values())
+
+
+# ---- operations without a formula ------------------------------------------------------------------------------------
+
+
+class Mixing(nn.Module):
+    """A Fourier transform and a bilinear form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Bilinear(8, 8, 5), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(torch.fft.fft(x).real, x).flatten(1))
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.points = nn.Linear(9, 4), nn.Parameter(torch.randn(9, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cdist(x.flatten(1), self.points, p=1.0))
+
+
+@pytest.mark.parametrize(("net", "names"), [(Mixing, {"_fft_r2c"}), (Distances, {"_cdist_forward"})])
+def test_an_operation_without_a_formula_is_named_with_its_calls(net: type[nn.Module], names: set[str]) -> None:
+    found = block(trained(net, "static", 2))["uncounted"]
+    assert names <= set(found) and all(isinstance(n, int) and n >= 1 for n in found.values())
+    assert not measure(odd.Query(), EXAMPLE).uncounted
+
+
+def test_products_that_torch_has_no_formula_for_are_counted() -> None:
+    assert measure(Mixing(), EXAMPLE).ahead == 6 * 2 * 8 * 8 * 5 + 2 * 30 * 4
+    # A vector by a matrix, and by a vector.
+    net = nn.Sequential(nn.Flatten(0), nn.Linear(48, 4), nn.Linear(4, 1))
+    assert measure(net, EXAMPLE).ahead == 2 * (48 * 4 + 4)
+
+
+@pytest.mark.parametrize("net", [odd.Query, odd.Dropped, odd.Recurrent, odd.Convolutions, odd.LoRA, Mixing])
+def test_the_second_counter_agrees_and_has_formulas_of_its_own(net: type[nn.Module], monkeypatch) -> None:
+    built = net()
+    ours = measure(built, EXAMPLE).inference.ahead
+    monkeypatch.setattr("torch.utils.flop_counter.flop_registry", {})
+    monkeypatch.setattr("dstbench.suite.meters.operations.flop_registry", {})
+    assert counted(built, EXAMPLE) == ours > 0
+
+
+def test_a_product_of_two_parameters_belongs_to_the_layer() -> None:
+    model = made(odd.Query)
+    both, ask, head = 2 * 11 * 8 * 8, 2 * 8 * 8, 2 * 8 * 4
+    assert [y.name for y in model.layers] == ["both", "ask", "head"]
+    assert model.dense_passes.forward == {"both.weight": both, "ask.weight": ask, "head.weight": head}
+    assert model.dense_passes.weights == model.dense_passes.forward
+    assert model.dense_passes.rest_backward == 2 * model.dense_passes.rest_forward == 2 * 2 * 2 * 11 * 8
+
+
+def test_a_product_of_two_plain_parameters_belongs_to_the_matrix() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.matrix = nn.Parameter(torch.randn(5, 48)), nn.Parameter(torch.randn(48, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.rows @ self.matrix).sum(0) + x.flatten(1) @ self.matrix
+
+    assert measure(Plain(), EXAMPLE).forward == {"matrix": 2 * 48 * 4 * 6}
