@@ -135,6 +135,7 @@ def test_each_breach_is_caught_by_its_own_check(tmp_path: Path, title: str) -> N
     assert wrong
 
 
+@pytest.mark.slow
 def test_the_method_that_breaches_are_made_of_is_healthy(tmp_path: Path) -> None:
     subject = breach(tmp_path, "")
     tests = {title: test for title, test in CHECKS.items() if title != "a GPU does the same"}
@@ -221,6 +222,7 @@ def test_every_method_passes(task: str) -> None:
     assert bad == ({"small_dense:flops: density is on target"} if task == "digits/resnet" else set())
 
 
+@pytest.mark.slow
 def test_a_plugin_is_checked_in_processes_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "two.py"
     path.write_text(HEAD + HIDDEN + "\n\n@register\nclass Fine(Method):\n    sparse = False\n")

@@ -384,6 +384,7 @@ def test_the_same_losses_on_both_storages(name: str) -> None:
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]), "it must learn for this to mean something"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_bit_exact(name: str) -> None:
     whole = make(name)

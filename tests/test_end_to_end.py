@@ -73,6 +73,7 @@ def test_every_way_to_fail_and_all_others_complete(plugin: Path, tmp_path: Path)
     assert f"[{len(wanted)}/{len(wanted)}]" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no process groups")
 def test_ctrl_c_ends_cleanly_and_the_next_call_goes_on(plugin: Path, tmp_path: Path) -> None:
     options = ["run", "--plugin", plugin, "--methods", "slow", "--tasks", "blobs", "--seeds", "0"]

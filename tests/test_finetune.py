@@ -215,6 +215,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.sampled(2)
 @KERNELS
 @pytest.mark.parametrize(("kind", "fields", "stop"), RESUMED)
 def test_resuming_is_bit_exact(images, kernel: str, kind: type[Method], fields: dict[str, Any], stop: int) -> None:

@@ -159,6 +159,7 @@ def test_the_average_density_is_that_of_the_integral(blobs) -> None:
     assert (book.papers - extra) / dense == pytest.approx(0.150, rel=5e-3)
 
 
+@pytest.mark.sampled(2)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [8, 9, 27])

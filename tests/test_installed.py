@@ -89,6 +89,7 @@ def test_the_wheel_holds_dstbench_and_metadata_alone(site: Path) -> None:
     assert "Author: The dstbench authors" in head
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_changes_no_record(site: Path, hostile: Path, tmp_path: Path) -> None:
     """By the wheel's command and from the checkout; `python -m dstbench` starts there too."""
     expected = results([sys.executable, ROOT / "run_all.py", "run"], tmp_path / "clean")

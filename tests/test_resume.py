@@ -35,6 +35,7 @@ def elsewhere(work, subject: Subject, file: Path) -> str:
         return pool.apply(work, (subject, file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [

@@ -82,6 +82,7 @@ def test_dense_training_equals_a_plain_loop(blobs, kind: str) -> None:
     assert training.evaluate("test") > 0.7
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", [Plain, Half])
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("stop", [1, 25, 26])
