@@ -40,6 +40,7 @@ def test_models_have_the_names_of_the_command() -> None:
     assert all(task.name == name for name, task in steps.MODELS.items())
 
 
+@pytest.mark.slow
 def test_rows_of_the_mlp(capsys) -> None:
     found = run(capsys, "--only", "mlp", "--sparsity", "0.9", "0.99")
     assert found["machine"]["cpu"] and found["allocator"] == "system"

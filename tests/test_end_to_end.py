@@ -29,6 +29,7 @@ def shell(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=240)
 
 
+@pytest.mark.slow
 def test_two_runs_a_report_and_nothing_twice(plugin: Path, tmp_path: Path) -> None:
     options = ["--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5", "--seeds", "0"]
     first = shell(*options, cwd=tmp_path)

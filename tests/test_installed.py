@@ -101,6 +101,7 @@ def test_a_hostile_folder_changes_no_record(site: Path, hostile: Path, tmp_path:
     assert listed.returncode == 0 and "ml_linbreg" in listed.stdout, listed.stderr
 
 
+@pytest.mark.slow
 def test_packages_of_our_folders_names_on_the_search_path_are_left_alone(site: Path, tmp_path: Path) -> None:
     """PYTHONPATH goes before installed packages, so only names that are not ours alone can stand there."""
     path = tmp_path / "path"

@@ -175,6 +175,7 @@ def test_cells_csv_holds_every_cell(tmp_path):
     assert {row["dense"] for row in rows if row["method"] != "dense"} == {"False"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "records",
     [

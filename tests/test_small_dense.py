@@ -149,6 +149,7 @@ def test_the_oracle_knows_the_network() -> None:
     assert found == dict(convolutions(FULL)) and len(NARROWER) > 40
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("match", "sparsity"), (("parameters", 0.9), ("flops", 0.9), ("flops", 0.98)))
 def test_no_other_width_of_digits_resnet_is_nearer(match: str, sparsity: float) -> None:
     method = SmallDense(sparsity=sparsity, match=match)
