@@ -71,6 +71,7 @@ class Training:
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
+        self.model.net.train()
         self.lasting = Lasting(self.model.net)
         torch.manual_seed(seed)
         self.memory.start()
@@ -84,13 +85,13 @@ class Training:
             self.method.setup(self.gradients)
         self.book.setup += meter.total
         self.book.uncounted |= meter.uncounted
+        self.model.net.train()
         self.model.zero_grad()
 
     def run(self, until: int | None = None, after: Callable[[], None] = lambda: None) -> None:
         """Train up to step `until` (default: all); `after` is called between steps. Raises Diverged."""
         method, clock, steps = self.method, self.clock, self.recipe.steps
         batches: Iterator[Batch] = iter(self.task.batches("train", self.seed, start=self.t))
-        self.model.net.train()
         while self.t < (steps if until is None else until):
             t = self.t
             with clock("train"):
