@@ -19,6 +19,7 @@ from dstbench.suite.meters.flops import FlopBook, FlopMeter
 from dstbench.suite.meters.memory import MemoryMeter
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
+from dstbench.suite.schema import LARGEST
 from dstbench.suite.task import Batch, Task
 from dstbench.suite.values import number
 from dstbench.suite.words import shown
@@ -102,7 +103,7 @@ class Training:
                 with clock("data"):
                     batch = self._move(self._next(batches, "train"))
                 loss = number(method.descend(batch), f"{self._name}: descend returned")
-                if not math.isfinite(loss):
+                if not abs(loss) <= LARGEST:  # or it is NaN
                     raise Diverged(f"the loss is {loss} at step {t} of {steps}")
                 self._observe()
                 if self.recipe.clip:
@@ -225,7 +226,7 @@ class Training:
         evaluate = not last and (t + 1) % math.ceil(steps / max(1, min(10, steps // 100))) == 0
         if evaluate or last or (t + 1) % max(1, steps // 100) == 0:
             valid = self.evaluate("valid") if evaluate else None
-            valid = valid if valid is None or math.isfinite(valid) else None  # the last one is judged
+            valid = valid if valid is None or abs(valid) <= LARGEST else None  # the last one is judged
             row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
             for name, value in row.items():
                 self.curve[name].append(value)

@@ -102,6 +102,12 @@ def test_the_parent_leaves_a_run_whose_record_the_worker_could_not_write_for_the
     assert record.load(tmp_path) == ([], [])
 
 
+def test_a_record_that_nobody_could_read_ends_no_plan(tmp_path: Path) -> None:
+    run = watch.Watch(Run("m", "t", budget=0.0), tmp_path)
+    assert run.end(alone=True) == "error" and record.load(tmp_path) == ([], [])
+    assert "no record can hold the run: ValueError: id.budget is 0.0" in logs.path(tmp_path, run.run.key).read_text()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_disk_at_the_start_is_one_line(
     fake: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int

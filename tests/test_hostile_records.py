@@ -157,7 +157,7 @@ def test_every_command_sets_the_same_aside(tmp_path: Path) -> None:
     names = {path.name for path in record.folder_of(tmp_path).iterdir()} - {good.name}
     assert {path.name for path, _ in record.load(tmp_path)[1]} == names and len(names) == 4
     assert {path.name for path, _ in reports.load(tmp_path).set_aside} == names
-    assert record.done(tmp_path).keys() == {good.name[:12]}
+    assert record.finished(record.load(tmp_path)[0]).keys() == {good.name[:12]}
     assert all(f"{name}: " in listing.status(tmp_path) for name in names)
 
 
