@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.str import STR
+from dstbench.suite.keepsake import values
 from dstbench.suite.meters.memory import training_state
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import WEIGHTS, attached, perceptron, same_after_resume, samples, spent, trained, with_recipe
 from test_straight_through import DECAY, KERNELS, OPTIMIZERS, Rule, follow, left, top_of_all

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.straight_through import STE
+from dstbench.suite.keepsake import values
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import WEIGHTS, Oracle, attached, perceptron, same_after_resume, samples, spent, trained, with_recipe
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dstbench.methods.topkast import TopKAST
+from dstbench.suite.keepsake import values
 from dstbench.suite.model import SparseModel
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import POSITIONS, WEIGHTS, attached, read, same_after_resume, trained, with_recipe
 from test_straight_through import KERNELS, OPTIMIZERS, Rule, follow, top
