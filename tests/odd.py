@@ -187,6 +187,54 @@ class Query(nn.Module):
         return self.head(F.scaled_dot_product_attention(self.ask(self.query.expand(len(x), -1, -1)), seen, seen)[:, 0])
 
 
+class Holding(nn.Module):
+    """Functions and a hook that hold the module itself, which no copy follows; the hook keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+        self.steps = [lambda x: self.norm(self.a(x)).relu(), lambda x: self.b(x)]
+        self.seen: dict[str, list[Tensor]] = {"a": []}
+        self.a.register_forward_hook(lambda module, inputs, out: self.keep(out))
+
+    def keep(self, out: Tensor) -> None:
+        self.last = out
+        self.seen["a"].append(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.t() @ x
+
+
+class Custom(nn.Linear):
+    """A Linear by a Function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(x, self.weight) + self.bias
+
+
+class Taught(Teacher):
+    """As Teacher, with a pupil by a Function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pupil = Custom(48, 16)
+
+
 @dataclass(frozen=True)
 class Noise(Task):
     """Four noisy classes through a network of the kind `net`."""

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
-from dstbench.suite.meters.twins import twin, undisturbed
+from dstbench.suite.meters.twins import stand_in, undisturbed
 from dstbench.suite.weights import uses, weights_of
+
+SMALL = 1e6  # numbers in a network and its input
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,36 @@ class PassCost:
 def measure(net: nn.Module, example: Any, weights: Mapping[str, Tensor] | None = None) -> PassCost:
     """Count a training and an evaluation pass of `net` on one sample of `example` (leading dimension: the batch).
 
-    A copy of the network runs, on `meta`, or where that fails on the network's own device; batch norm takes one sample
-    as it does in evaluation. The weight gradient of a parameter costs what its forward products cost, where it takes
-    one; what the backward pass counts beyond input and weight gradients belongs to products of activations. `weights`
-    are those of parameters that are stored in another form. RuntimeError where the network cannot run.
+    A copy of the network runs, on `meta`, or where that fails on the network's own device (a small one there first,
+    where it takes half the time); or where functions hold the network itself, which no copy follows, the network with
+    copies of its tensors. Batch norm takes one sample as it does in evaluation. The weight gradient of a parameter
+    costs what its forward products cost, where it takes one; what the backward pass counts beyond input and weight
+    gradients belongs to products of activations. `weights` are those of parameters that are stored in another form.
+    RuntimeError where the network cannot run.
     """
     why: Exception
-    for device in ("meta", None):
+    devices = (None, "meta") if _small(net, example) else ("meta", None)
+    for copied, device in product((True, False), devices):
         try:
             with undisturbed():
                 one = _one(example, device or _device(net))
-                training = _pass(twin(net, device, weights), one)
-                return training.filled(_pass(twin(net, device, weights), one, training.forward))
+                with stand_in(net, device, weights, copied) as stand:
+                    training = _pass(stand, one)
+                with stand_in(net, device, weights, copied) as stand:
+                    return training.filled(_pass(stand, one, training.forward))
         except Exception as error:  # a network may raise anything, and where there are no numbers more than elsewhere
-            why = error
+            if device is None:
+                why = error
     raise RuntimeError(
         f"counting FLOPs: the network does not run forward and backward on one sample of the example, a batch of one "
         f"({type(why).__name__}: {why}); the task's example() has to be a batch that build(seed) takes"
     ) from why
+
+
+def _small(net: nn.Module, example: Any) -> bool:
+    """Whether arithmetic on a CPU is faster than torch's way to do without, which is through Python."""
+    tensors = [*net.parameters(), *net.buffers(), *(t[:1] for t in tree_leaves(example) if isinstance(t, Tensor))]
+    return _device(net).type == "cpu" and sum(t.numel() for t in tensors) < SMALL
 
 
 def _one(example: Any, device: Any) -> Any:
@@ -135,7 +150,11 @@ def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> Pass
         with _watched(net, names, back.inside, again), back:
             if leaves and not (known is not None and all(n in known for n in ahead.read)):
                 torch.autograd.backward([(t.abs() if t.is_complex() else t).sum() for t in leaves])
-    taken = {n: max(ahead.trained[n], back.trained[n]) if parameters[n].grad is not None else 0 for n in ahead.read}
+    # Inside a custom Function.forward no product looks like one that a gradient goes through.
+    taken = {
+        n: (max(ahead.trained[n], back.trained[n]) or ahead.read[n]) if parameters[n].grad is not None else 0
+        for n in ahead.read
+    }
     called = {n: calls[n] + again[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
     rest = back.total - sum(back.read.values()) - sum(taken.values())
     return PassCost(
