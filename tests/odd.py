@@ -51,6 +51,32 @@ class LoRA(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(x.flatten(1))), scale=0.5)))
 
 
+class Wrapped(nn.Module):
+    """LoRA by modules of its own, named as peft's."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(inputs, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, outputs, bias=False)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+class Bottleneck(nn.Module):
+    """A wrapped Linear, then an adapter beside frozen ones; and one of that name where nothing is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"body": Wrapped(48, 16), "my_adapter": nn.Sequential(nn.Linear(16, 4))})
+        self.up, self.head = nn.Linear(4, 16), nn.ModuleDict({"adapter": nn.Linear(16, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.block["body"](x.flatten(1)))
+        return self.head["adapter"](F.relu(x + self.up(F.relu(self.block["my_adapter"](x)))))
+
+
 class Teacher(nn.Module):
     """A branch under no_grad, whose weights could learn but do not."""
 

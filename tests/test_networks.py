@@ -82,6 +82,19 @@ def test_adapters_learn_beside_frozen_weights() -> None:
     assert sum(training.model.dense_passes.weights.values()) == learning
 
 
+def test_adapters_that_are_modules_are_layers_where_they_are_asked_for() -> None:
+    model = made(odd.Bottleneck)
+    adapters = ["block.body.lora_A.default", "block.body.lora_B.default", "block.my_adapter.0"]
+    assert [y.name for y in model.layers] == ["up", "head.adapter"]
+    assert all(f"the pattern '!{name}' asks for it" in model.left_dense[f"{name}.weight"] for name in adapters)
+    training = trained(odd.Bottleneck, "rigl", dense=("!*lora*", "head*"))
+    assert [y.name for y in training.model.layers] == [*adapters[:2], "up"]
+    assert "frozen" in training.model.left_dense["block.body.base_layer.weight"]
+    assert training.model.left_dense["head.adapter.weight"] == "kept dense by the pattern 'head*'"
+    with pytest.raises(ValueError, match="dense pattern '!lore' matches no layer"):
+        made(odd.Bottleneck, ("!lore",))
+
+
 @pytest.mark.parametrize("net", [odd.Teacher, odd.Taught])
 def test_a_branch_under_no_grad_stays_dense(net: type[nn.Module]) -> None:
     model = made(net)
