@@ -141,11 +141,14 @@ class SparseModel:
         """
         cost, passes = self.cost(), self.passes
         assert passes is not None
-        reached = {layer.key: layer.reached(passes.calls.get(layer.key, 0) * samples, samples) for layer in self.layers}
-        reached |= {n: 0.0 for n, p in self._others.items() if passes.weights.get(n) and p.grad is None}
+        reached = {}
+        for layer in self.layers:
+            calls, learned = (t.get(layer.key, 0) * samples for t in (passes.calls, passes.learned))
+            reached[layer.key] = layer.reached((calls, learned), samples)
+        reached |= {n: (0.0, 0.0) for n, p in self._others.items() if passes.weights.get(n) and p.grad is None}
         for layer in self.layers:
             layer.close()
-        usual = all(share == (key in passes.forward) for key, share in reached.items())
+        usual = all(shares == (key in passes.forward,) * 2 for key, shares in reached.items())
         return cost if usual else price(passes, self.layers, reached)
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -49,6 +50,11 @@ def uses(module: nn.Module, inputs: Any, output: Any) -> int | None:
     if isinstance(module, _ConvNd):
         return output.numel() // module.out_channels if isinstance(output, Tensor) else None
     return None
+
+
+def not_in_backward() -> bool:
+    """Whether what runs is a forward pass, and not its recomputation."""
+    return int(torch._C._current_graph_task_id()) == -1  # as torch.utils.checkpoint asks
 
 
 def find(net: nn.Module, patterns: Sequence[str] = ()) -> Found:

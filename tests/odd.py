@@ -137,13 +137,22 @@ class Heads(nn.Module):
 
 
 class Recomputed(nn.Module):
+    reentrant = False
+
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(48, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.head(checkpoint(lambda y: F.relu(self.body(y)).square(), x, use_reentrant=False).flatten(1))
+        body = checkpoint(lambda y: F.relu(self.body(y)).square(), x, use_reentrant=self.reentrant)
+        return self.head(body.flatten(1))
+
+
+class Reentrant(Recomputed):
+    """Recomputed, its first pass without a graph."""
+
+    reentrant = True
 
 
 class Cached(nn.Module):
@@ -287,6 +296,17 @@ class Noise(Task):
             labels = torch.randint(4, (self.recipe.batch,), generator=rng)
             yield torch.randn(len(labels), 6, 8, generator=rng) + labels[:, None, None], labels
             t += 1
+
+
+@dataclass(frozen=True)
+class Views(Noise):
+    """The loss wants what the network itself gives without a graph, as teachers of themselves do."""
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            target = model(batch[0]).softmax(1)
+        out = model(batch[0])
+        return F.cross_entropy(out, batch[1]) + (out.softmax(1) - target).square().sum()
 
 
 def task(net: Callable[[], nn.Module], steps: int = 12, **more: Any) -> Noise:

@@ -158,13 +158,30 @@ def test_heads_of_one_mode_count_in_that_mode() -> None:
     assert not training.model["judge"].met and training.model["extra"].met
 
 
-def test_recomputation_is_part_of_the_pass() -> None:
-    model = made(odd.Recomputed)
+@pytest.mark.parametrize("net", [odd.Recomputed, odd.Reentrant])
+def test_recomputation_is_part_of_the_pass(net: type[nn.Module]) -> None:
+    model = made(net)
     stem = body = 2 * 6 * 8 * 8
     head = 2 * 48 * 4
     assert (model.cost().forward, model.cost().weights) == (stem + body + head,) * 2
     assert model.cost().inputs == body + head + body, "the block is computed again"
-    assert trained(odd.Recomputed, steps=2).book.inputs == 2 * 8 * (2 * body + head)
+    book = trained(net, steps=2).book
+    assert book.inputs == 2 * 8 * (2 * body + head) and book.forward == book.weights == 2 * 8 * (stem + body + head)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+@pytest.mark.parametrize("net", [odd.LoRA, odd.Recomputed, odd.Reentrant, odd.Query])
+def test_a_view_without_a_graph_costs_its_forward_pass_alone(net: type[nn.Module], kernel: str) -> None:
+    one = trained(net, "static", 3, kernel).book
+    task = odd.Views(**vars(odd.task(net, 3)))
+    training = Training(task, registry.method("static"), kernel=kernel)
+    training.setup()
+    training.run()
+    both = training.book
+    assert (both.forward, both.inputs, both.weights) == (2 * one.forward, one.inputs, one.weights)
+    found = training.model.dense_passes
+    assert both.reached / both.samples == pytest.approx(1 + found.ahead / found.dense)
 
 
 @pytest.mark.parametrize("net", [odd.Dropped, odd.Experts, odd.Heads])
@@ -193,8 +210,17 @@ METHODS += ["sign_in", "srigl", "mest"]
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_train_beside_what_is_frozen_and_what_a_pass_leaves_out(method: str) -> None:
     for net in (odd.Frozen, odd.Dropped) if method != "wanda" else (odd.Frozen, odd.Heads):
-        training = trained(net, method, 8)
-        assert training.evaluate("valid") >= 0 and all(torch.isfinite(y.weight).all() for y in training.model.layers)
+        training = Training(odd.task(net, 8), registry.method(method))
+        training.setup()
+        before = [layer.weight.clone() for layer in training.model.layers]
+        training.run()
+        training.method.finish()
+        for layer, was in zip(training.model.layers, before, strict=True):
+            now = layer.weight
+            there = (was != 0) & (now != 0)  # a weight that came or went has not learned yet
+            assert torch.isfinite(now).all() and layer.met == (layer.name != "judge")
+            if layer.met:
+                assert (now[there] != was[there]).any() if there.any() else not torch.equal(now, was), layer
 
 
 @pytest.mark.slow
@@ -523,6 +549,8 @@ class Distances(nn.Module):
 
 @pytest.mark.parametrize(("net", "names"), [(Mixing, {"_fft_r2c"}), (Distances, {"_cdist_forward"})])
 def test_an_operation_without_a_formula_is_named_with_its_calls(net: type[nn.Module], names: set[str]) -> None:
+    (calls,) = (n for name, n in block(trained(net, "snip", 2))["uncounted"].items() if name in names)
+    assert calls == 1 + 2, "of a pass, and of the two of setup"
     found = block(trained(net, "static", 2))["uncounted"]
     assert names <= set(found) and all(isinstance(n, int) and n >= 1 for n in found.values())
     assert not measure(odd.Query(), EXAMPLE).uncounted

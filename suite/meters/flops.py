@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
 from dstbench.suite.meters.twins import stand_in, undisturbed
-from dstbench.suite.weights import uses, weights_of
+from dstbench.suite.weights import not_in_backward, uses, weights_of
 
 SMALL = 1e6  # numbers in a network and its input
 
@@ -33,8 +33,9 @@ class PassCost:
 
     `rest_*` are products of activations, forward also by module (`rest`). What the training pass did not reach and the
     evaluation pass did has the cost of that. `calls`: by parameter, how often the modules that hold it use it in a
-    sample, recomputation included, where all of `forward` comes of calls. `transformed`: parameters that enter a pass,
-    and no product as they are. `uncounted`: calls of operations without a formula, a pass.
+    sample, where all of `forward` comes of calls; `learned`: how often under grad, recomputation included.
+    `transformed`: parameters that enter a pass, and no product as they are. `uncounted`: calls of operations without a
+    formula, a pass.
     """
 
     forward: dict[str, int]
@@ -44,6 +45,7 @@ class PassCost:
     weights: dict[str, int] = field(default_factory=dict)
     rest: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)
     transformed: frozenset[str] = frozenset()
     uncounted: dict[str, int] = field(default_factory=dict)
     evaluation: PassCost | None = None
@@ -80,6 +82,7 @@ class PassCost:
             merged(self.weights, other.weights),
             self.rest | more,
             merged(self.calls, other.calls),
+            merged(self.learned, other.learned),
             (self.transformed | other.transformed) - self.forward.keys() - other.forward.keys(),
             dict(Counter(self.uncounted) | Counter(other.uncounted)),
             other,
@@ -141,13 +144,13 @@ def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> Pass
     parameters = dict(net.named_parameters())
     names = {p: n for n, p in parameters.items()}
     layers = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
-    ahead, calls, again = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
+    ahead, calls, learned = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        with _watched(net, names, ahead.inside, calls), ahead:
+        with _watched(net, names, ahead.inside, calls, learned), ahead:
             out = net(one)
         leaves = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         back = FlopMeter({n: parameters[n] for n in ahead.read}, layers)
-        with _watched(net, names, back.inside, again), back:
+        with _watched(net, names, back.inside, calls, learned), back:
             if leaves and not (known is not None and all(n in known for n in ahead.read)):
                 torch.autograd.backward([(t.abs() if t.is_complex() else t).sum() for t in leaves])
     # Inside a custom Function.forward no product looks like one that a gradient goes through.
@@ -155,19 +158,22 @@ def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> Pass
         n: (max(ahead.trained[n], back.trained[n]) or ahead.read[n]) if parameters[n].grad is not None else 0
         for n in ahead.read
     }
-    called = {n: calls[n] + again[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
+    called = {n: calls[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
     rest = back.total - sum(back.read.values()) - sum(taken.values())
     return PassCost(
         dict(ahead.read), dict(back.read), sum(ahead.rest.values()), rest, taken, dict(ahead.rest), called,
-        frozenset(ahead.touched - ahead.read.keys()), dict(ahead.uncounted + back.uncounted)
+        dict(learned), frozenset(ahead.touched - ahead.read.keys()), dict(ahead.uncounted + back.uncounted)
     )  # fmt: skip
 
 
 @contextmanager
 def _watched(
-    net: nn.Module, names: Mapping[nn.Parameter, str], inside: list[str], calls: Counter[str]
+    net: nn.Module, names: Mapping[nn.Parameter, str], inside: list[str], calls: Counter[str], learned: Counter[str]
 ) -> Iterator[None]:
-    """Keep the path of the module that runs on top of `inside`, and add up how often modules use their weights."""
+    """Keep the path of the module that runs on top of `inside`, and add up how often modules use their weights.
+
+    `learned` takes the uses under grad.
+    """
 
     def enter(path: str, module: nn.Module, inputs: Any) -> None:
         inside.append(path)
@@ -176,7 +182,8 @@ def _watched(
         inside.pop()
         weight = module._parameters.get("weight")
         if inputs and weight is not None and (count := uses(module, inputs[0], output)):
-            calls[names[weight]] += count
+            calls[names[weight]] += count * not_in_backward()
+            learned[names[weight]] += count * torch.is_grad_enabled()
 
     hooks: list[Any] = []
     for path, module in net.named_modules():
