@@ -77,7 +77,7 @@ def _saved(kept: Path, files: dict[str, list[tuple[Path, int]]], size: int) -> d
 
 
 def _sha256(images: Tensor) -> str:
-    return hashlib.sha256(images.numpy()).hexdigest()
+    return hashlib.sha256(images.numpy().data).hexdigest()
 
 
 def _save(decoded: dict[str, Split], kept: Path) -> None:

@@ -101,7 +101,7 @@ def counted(net: nn.Module, example: Any) -> int:
     """FLOPs of a forward pass of one sample by `Shapes`, in evaluation mode, on a copy of the network."""
     for copied in (True, False):
         one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().clone(), example)
-        with contextlib.suppress(Exception if copied else ()), undisturbed(), torch.no_grad():
+        with contextlib.suppress(*[Exception] * copied), undisturbed(), torch.no_grad():
             with stand_in(net, copied=copied) as stand, Shapes() as shapes:
                 stand.eval()(one)
             break
