@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -85,7 +86,7 @@ class Training:
         with FlopMeter() as meter, sdpa_kernel(SDPBackend.MATH):
             self.method.setup(self.gradients)
         self.book.setup += meter.total
-        self.book.uncounted |= meter.uncounted
+        self.book.uncounted = dict(meter.uncounted + Counter(self.book.uncounted))
         self.model.net.train()
         self.model.zero_grad()
 
