@@ -176,6 +176,7 @@ HIDDEN = """
 """
 
 
+@pytest.mark.slow
 def test_state_that_no_checkpoint_holds_is_caught(tmp_path: Path) -> None:
     subject = breach(tmp_path, HIDDEN)
     write_states(subject, tmp_path / "states")
@@ -230,6 +231,7 @@ def test_a_plugin_is_checked_in_processes_of_its_own(tmp_path: Path) -> None:
     assert not verdicts[f"broken: {RESUME}"].ok and verdicts[f"fine: {RESUME}"].ok
 
 
+@pytest.mark.slow
 def test_what_raises_hangs_or_dies_gets_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bad.py"
     methods = {

@@ -59,7 +59,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("title", TITLES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_recipe_and_no_kind_of_input_makes_a_healthy_method_fail(recipe: str, title: str) -> None:

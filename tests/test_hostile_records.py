@@ -203,6 +203,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # a report with every figure
 def test_texts_end_no_report_and_are_in_every_file_of_it(shown: Path) -> None:
     records, _ = record.load(shown)
     assert len(records) == 2 * len(TEXTS) + 2
@@ -214,6 +215,7 @@ def test_texts_end_no_report_and_are_in_every_file_of_it(shown: Path) -> None:
     listing.status(shown).encode()
 
 
+@pytest.mark.slow  # a report with every figure
 def test_no_cell_of_the_csv_file_is_a_formula(shown: Path) -> None:
     lines = (shown / "report" / "cells.csv").read_bytes().split(b"\n")
     with open(shown / "report" / "cells.csv", encoding="utf-8", newline="") as file:
@@ -225,6 +227,7 @@ def test_no_cell_of_the_csv_file_is_a_formula(shown: Path) -> None:
             assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r") or re.fullmatch(r"-?[\d.e+-]+|-inf", cell), cell
 
 
+@pytest.mark.slow  # a report with every figure
 def test_markdown_and_html_show_the_characters_themselves(shown: Path) -> None:
     markdown = (shown / "report" / "leaderboard.md").read_text(encoding="utf-8")
     assert "\\`code\\` \\*\\*bold\\*\\*" in markdown and "<img" not in markdown and "[a](" not in markdown
@@ -232,6 +235,7 @@ def test_markdown_and_html_show_the_characters_themselves(shown: Path) -> None:
     assert "<img" not in html and "{{ 7*7 }}" in html and len(re.findall(r"<script\b", html)) == 1
 
 
+@pytest.mark.slow  # a report with every figure
 def test_figures_take_dollars_and_underscores_as_text(shown: Path) -> None:
     drawn = " ".join(path.read_text() for path in (shown / "report" / "figures").glob("*.svg"))
     assert "$x^{2$ costs" in drawn and "_left out" in drawn

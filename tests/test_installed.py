@@ -123,6 +123,7 @@ def test_packages_of_our_folders_names_on_the_search_path_are_left_alone(site: P
     assert not mine["broken"], "from a checkout too"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "line", ["from suite.method import Method", "import methods.dynamic", "from tasks import digits"]
 )
