@@ -30,9 +30,10 @@ class Task:
     """What is trained and how it is judged; a subclass says where batches come from.
 
     `dense` are patterns of layers that no method may sparsify; "!*lora*" asks for adapters beside frozen weights, which
-    else stay dense too. `chance` is the metric of guessing, `target` the value
-    that cost-to-target boards aim at. `root` and `download` say where data lies and whether the network may be asked;
-    they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
+    else stay dense too. `chance` is the metric of guessing, `target` the value that cost-to-target boards aim at;
+    `source` says where the recipe is published: paper and table, or repository. `root` and `download` say where data
+    lies and whether the network may be asked; these three are no part of a run's identity. Splits are fixed over seeds:
+    select on `valid`, report on `test`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     higher_is_better: bool = True
     chance: float = 0.0
     target: float | None = None
+    source: str = ""
     root: Path | None = field(default=None, compare=False)
     download: bool = field(default=False, compare=False)
 
@@ -98,5 +100,5 @@ class Task:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the recipe, for the record."""
-        keys = ("name", "version", "dense", "metric", "higher_is_better", "chance", "target")
+        keys = ("name", "version", "dense", "metric", "higher_is_better", "chance", "target", "source")
         return {key: getattr(self, key) for key in keys}
