@@ -42,6 +42,11 @@ class StreamedImages(ImageTask):
     interpolation: str = "bilinear"
     workers: int = -1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"{self.name}: interpolation is {self.interpolation!r}; give bilinear or bicubic")
+
     def prepare(self) -> None:
         """List and check the folder; DataError if it is missing or laid out otherwise. No image is decoded."""
         self._set()
@@ -106,7 +111,9 @@ class StreamedImages(ImageTask):
     ) -> Iterator[Batch]:
         """The batches of these samples, scaled, in their order."""
         workers = min(MOST, _cores()) if self.workers < 0 else self.workers
-        loader = torch.utils.data.DataLoader(Files(data, transform), batch_sampler=samples, num_workers=workers)
+        loader = torch.utils.data.DataLoader(
+            Files(data, transform), batch_sampler=samples, num_workers=workers, generator=generator("loader")
+        )
         mean, std = (255 * torch.tensor(v)[:, None, None].to(self.device) for v in (stream.MEAN, stream.STD))
         try:
             for images, labels in loader:

@@ -279,7 +279,8 @@ def _fitted(image: Any, size: int) -> Any:
     image = ImageOps.exif_transpose(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _rgb(opened: Any, path: Path) -> Any:
