@@ -198,6 +198,7 @@ def test_a_network_that_dense_training_leaves_at_zero_tells_nothing() -> None:
     assert [_stays_at_zero(Subject("rigl", task)) for task in TASKS] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_method_is_checked_on_the_first_task_that_it_does_not_skip() -> None:
     names = ("rigl", TASKS), ("s2vite", TASKS), ("s2vite", TASKS[:1])
     found = [Subject.of(Given(method, tasks)).task_name for method, tasks in names]
