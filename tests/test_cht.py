@@ -289,7 +289,7 @@ def test_the_papers_flops_are_three_sparse_passes(images, name: str) -> None:
     assert training.book.dense_gradient_steps == 0 and training.book.charged == method.charged > 0
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @ENTRIES
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str, name: str) -> None:

@@ -60,6 +60,7 @@ def test_what_a_file_sets_is_set_back(what: str, tmp_path: Path) -> None:
     assert registry.method("unrelated", [path]) and read() == before
 
 
+@pytest.mark.slow
 def test_what_is_set_before_torch_is_loaded_is_set_back(tmp_path: Path) -> None:
     """In a process that has not loaded it yet."""
     (tmp_path / "sets.py").write_text("import torch\n" + "\n".join(code for code, _ in list(SETS.values())[:8]))

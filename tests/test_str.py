@@ -240,7 +240,7 @@ def test_the_papers_flops_are_three_sparse_passes(images) -> None:
     assert forward[0] > forward[10] > forward[29] and len({*forward}) > 20
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 20])

@@ -200,7 +200,7 @@ def test_densities_by_layer_are_those_of_the_allocation(blobs) -> None:
     assert found == {"uniform": [29, 57, 10], "erk": [31, 41, 24]}  # 96 / (36 + 48 + 28) of each sum of dimensions
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 20])

@@ -101,7 +101,7 @@ def test_what_is_done_to_whole_gradients_finds_them_whole(images, monkeypatch, r
     assert not any(layer.streams for run in runs for layer in run.model.layers)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["rigl", "ml_linbreg"])
 @pytest.mark.parametrize("stop", range(8, 16))
 def test_resuming_is_bit_exact(images, name: str, stop: int) -> None:

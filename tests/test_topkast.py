@@ -221,7 +221,7 @@ def test_a_restart_forgets_momentum_but_not_what_waits(blobs) -> None:
         assert torch.equal(layer.weight, weight) and not layer.state
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 15, 16])
