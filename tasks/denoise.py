@@ -17,7 +17,7 @@ FASHION_MNIST = DenoisingTask(
     arguments={"inputs": 784, "hidden": (784,) * 5, "outputs": 784},
     widths={"hidden": 1},
     data="fashion_mnist",
-    recipe=Recipe(steps=100 * (55_000 // 128), batch=128, lr={"sgd": 0.1, "adam": 1e-3}),
+    recipe=Recipe(steps=100 * (55_000 // 128), batch=128, lr={"sgd": 0.1, "adam": 1e-3}, optimizer="adam"),
     chance=10.8,  # the mean image
     target=28.0,
 )
@@ -29,7 +29,7 @@ DIGITS = replace(
     name="denoise/digits",
     data="digits",
     arguments={"inputs": 64, "hidden": (64,) * 5, "outputs": 64},
-    recipe=Recipe(steps=1000, batch=50, lr={"sgd": 0.1, "adam": 3e-3}),
+    recipe=Recipe(steps=1000, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, optimizer="adam"),
     chance=11.3,
     target=17.0,
 )
