@@ -1,0 +1,35 @@
+"""The denoising autoencoder of the LinBreg paper, whose row groups find an hourglass, on MNIST and on smaller images.
+
+Seven layers of 784 units, six weight matrices: the authors' logs list six row densities. Batch 128, 100 epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstbench.suite.recipe import Recipe
+from dstbench.tasks.denoising import DenoisingTask
+from dstbench.tasks.models import mlp
+
+FASHION_MNIST = DenoisingTask(
+    name="fashion_mnist/autoencoder",
+    model=mlp,
+    arguments={"inputs": 784, "hidden": (784,) * 5, "outputs": 784},
+    widths={"hidden": 1},
+    data="fashion_mnist",
+    recipe=Recipe(steps=100 * (55_000 // 128), batch=128, lr={"sgd": 0.1, "adam": 1e-3}, optimizer="adam"),
+    chance=10.8,  # the mean image
+    target=28.0,
+)
+
+MNIST = replace(FASHION_MNIST, name="denoise/mnist", data="mnist", chance=11.7, target=30.0)
+
+DIGITS = replace(
+    FASHION_MNIST,
+    name="denoise/digits",
+    data="digits",
+    arguments={"inputs": 64, "hidden": (64,) * 5, "outputs": 64},
+    recipe=Recipe(steps=1000, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, optimizer="adam"),
+    chance=11.3,
+    target=17.0,
+)
