@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dstbench.suite.task import SPLITS, Batch, Task
-from dstbench.tasks import data_index as sets
+from dstbench.tasks import data as sets
 from dstbench.tasks.networks import Factory, build, generator, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
-    from dstbench.tasks.data_tabular import Table
+    from dstbench.tasks.data.tabular import Table
 
 METRICS = {"accuracy": True, "mse": False}  # name -> whether higher is better
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dstbench.suite.recipe import in_epochs
 from dstbench.tasks import models
+from dstbench.tasks.denoise import FASHION_MNIST as AUTOENCODER
 from dstbench.tasks.mnist import DETTMERS, IMAGES
 from dstbench.tasks.vision import VisionTask
 
+__all__ = ["AUTOENCODER", "CNN2022", "LENET300", "SET_MLP"]
 NO_DECAY = {"sgd": 0.0, "adam": 0.0}
 
 CNN2022 = VisionTask(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dstbench.suite.recipe import Recipe
 from dstbench.tasks.arrays import ArrayTask
-from dstbench.tasks.models import mlp
-from dstbench.tasks.models_gpt import gpt, token_mlp
+from dstbench.tasks.models import gpt, mlp, token_mlp
 
 MODULAR_ADDITION = ArrayTask(
     name="hard/modular_addition",
@@ -19,6 +18,7 @@ MODULAR_ADDITION = ArrayTask(
     recipe=Recipe(
         steps=4000, batch=256, lr={"sgd": 0.3, "adam": 3e-3}, weight_decay={"sgd": 5e-4, "adam": 1.0}, optimizer="adam"
     ),
+    source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=1 / 97,
     target=0.9,
 )
@@ -26,10 +26,11 @@ MODULAR_ADDITION = ArrayTask(
 ADDITION = ArrayTask(
     name="hard/addition",
     model=gpt,
-    arguments={"vocab": 10, "block": 9, "layers": 2, "heads": 4, "width": 128},
+    arguments={"vocab": 10, "block": 9, "depth": 2, "heads": 4, "width": 128},
     widths={"width": 4},
     data="digit_addition",
     recipe=Recipe(steps=4000, batch=128, lr={"sgd": 0.1, "adam": 1e-3}, optimizer="adam", warmup=0.05, clip=1.0),
+    source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=1e-4,
     target=0.9,
 )
@@ -37,10 +38,11 @@ ADDITION = ArrayTask(
 LISTOPS = ArrayTask(
     name="hard/listops",
     model=gpt,
-    arguments={"vocab": 16, "block": 32, "layers": 2, "heads": 4, "width": 64},
+    arguments={"vocab": 16, "block": 32, "depth": 2, "heads": 4, "width": 64},
     widths={"width": 4},
     data="listops",
     recipe=Recipe(steps=4000, batch=64, lr={"sgd": 0.1, "adam": 1e-3}, optimizer="adam", warmup=0.05, clip=1.0),
+    source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=0.1,
     target=0.6,
 )
@@ -52,6 +54,7 @@ SPARSE_PARITY = ArrayTask(
     widths={"hidden": 1},
     data="sparse_parity",
     recipe=Recipe(steps=2000, batch=64, lr={"sgd": 0.1, "adam": 3e-3}),
+    source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=0.5,
     target=0.95,
 )
@@ -63,6 +66,7 @@ MNIST1D = ArrayTask(
     widths={"hidden": 1},
     data="mnist1d",
     recipe=Recipe(steps=3000, batch=100, lr={"sgd": 0.03, "adam": 3e-3}),
+    source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=0.1,
     target=0.6,
 )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dstbench.suite.task import SPLITS, Batch, DataError, Task
-from dstbench.tasks import data_index as sets
-from dstbench.tasks.data_text import UNITS, Text, of_file
+from dstbench.tasks import data as sets
+from dstbench.tasks.data.text import UNITS, Text, of_file
 from dstbench.tasks.networks import Factory, build, generator, named
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ BREAST_CANCER = ArrayTask(
     widths={"hidden": 1},
     data="breast_cancer",
     recipe=RECIPE,
+    source="ours; data of scikit-learn",
     chance=0.63,  # always the more frequent class
     target=0.95,
 )
@@ -26,6 +27,7 @@ WINE = ArrayTask(
     widths={"hidden": 1},
     data="wine",
     recipe=RECIPE,
+    source="ours; data of scikit-learn",
     chance=0.4,
     target=0.95,
 )
@@ -37,6 +39,7 @@ IRIS = ArrayTask(
     widths={"hidden": 1},
     data="iris",
     recipe=RECIPE,
+    source="ours; data of scikit-learn",
     chance=1 / 3,
     target=0.9,
 )
@@ -49,6 +52,7 @@ DIABETES = ArrayTask(
     widths={"hidden": 1},
     data="diabetes",
     recipe=RECIPE,
+    source="ours; data of scikit-learn",
     chance=1.0,  # always the mean
     target=0.6,
 )

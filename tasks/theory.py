@@ -20,6 +20,7 @@ LEAST_SQUARES = ConvexTask(
         weight_decay={"sgd": 0.0, "adam": 0.0},
         momentum=0.0,
     ),
+    source="ours; synthetic data, known optimum",
     chance=0.9,  # the weight zero
     target=-6.0,
 )
@@ -36,6 +37,7 @@ LOGISTIC = ConvexTask(
     name="theory/logistic",
     problem=Problem("logistic", rows=400, inputs=50, nonzero=5),
     recipe=replace(LEAST_SQUARES.recipe, batch=400, lr={"sgd": 2.0, "adam": 0.03}),
+    source="ours; synthetic data, known optimum",
     chance=-0.35,
     target=-4.0,
 )

@@ -12,9 +12,9 @@ from dstbench.suite.method import Method
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import SPLITS
 from dstbench.suite.train import Training
-from dstbench.tasks import data_index
+from dstbench.tasks import data as data_index
 from dstbench.tasks.arrays import ArrayTask
-from dstbench.tasks.data_tabular import Table
+from dstbench.tasks.data.tabular import Table
 from dstbench.tasks.models import mlp
 
 CPU = torch.device("cpu")

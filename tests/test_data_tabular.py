@@ -9,8 +9,8 @@ import torch
 from sklearn import datasets
 
 from dstbench.suite.task import DataError
-from dstbench.tasks import data_index
-from dstbench.tasks.data_tabular import split
+from dstbench.tasks import data as data_index
+from dstbench.tasks.data.tabular import split
 
 SETS = {"breast_cancer": (569, 30, 2), "wine": (178, 13, 3), "iris": (150, 4, 3), "diabetes": (442, 10, 0)}
 
@@ -44,7 +44,7 @@ def test_fingerprints_tell_sets_apart():
 
 
 def test_without_scikit_learn_there_is_one_clear_error(monkeypatch):
-    from dstbench.tasks import data_tabular
+    from dstbench.tasks.data import tabular as data_tabular
 
     real = builtins.__import__
 

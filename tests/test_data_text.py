@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from dstbench.suite.task import DataError
-from dstbench.tasks import data_index, data_text
-from dstbench.tasks.data_text import Text, embedded, of_file, tinyshakespeare
+from dstbench.tasks import data as data_index
+from dstbench.tasks.data import text as data_text
+from dstbench.tasks.data.text import Text, embedded, of_file, tinyshakespeare
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

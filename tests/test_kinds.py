@@ -12,8 +12,8 @@ from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.train import Training
 from dstbench.tasks import data as sets
-from dstbench.tasks import data_index, denoise, hard, tabular, text, theory
-from dstbench.tasks.data_text import Text
+from dstbench.tasks import denoise, hard, tabular, text, theory
+from dstbench.tasks.data.text import Text
 
 TASKS = {
     task.name: task
@@ -59,11 +59,11 @@ def tasks(monkeypatch):
     images = torch.randint(256, (300, 1, 28, 28), generator=rng, dtype=torch.uint8)
     splits = dict(zip(("train", "valid", "test"), torch.arange(300).split([200, 40, 60]), strict=True))
     found = sets.Images(images, torch.zeros(300), splits, *sets.statistics(images, splits["train"]), "0" * 12)
-    real, ours = sets.load, data_index.load
+    real = sets.load
     letters = "".join(map(chr, range(33, 98)))
     texts = Text((letters * 200).encode(), "made up")
-    monkeypatch.setattr(sets, "load", lambda name, *a: found if "mnist" in name else real(name, *a))
-    monkeypatch.setattr(data_index, "load", lambda name, *a: texts if name == "tinyshakespeare" else ours(name, *a))
+    made = {"mnist": found, "fashion_mnist": found, "tinyshakespeare": texts}
+    monkeypatch.setattr(sets, "load", lambda name, *a: made.get(name) or real(name, *a))
     return TASKS
 
 
@@ -95,10 +95,10 @@ def test_one_step_and_one_evaluation(tasks, name):
 
 def test_chance_of_tables_is_the_commonest_class():
     for name in ("breast_cancer", "wine", "iris"):
-        table = data_index.load(name)
+        table = sets.load(name)
         share = table.targets.bincount().max() / len(table.targets)
         assert TASKS[f"tabular/{name}"].chance == pytest.approx(float(share), abs=0.01)
-    table = data_index.load("diabetes")
+    table = sets.load("diabetes")
     assert float(table.targets[table.splits["test"]].square().mean()) == pytest.approx(1.0, abs=0.35)
 
 

@@ -16,7 +16,7 @@ from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import DataError
 from dstbench.suite.train import Training
 from dstbench.tasks.language import LanguageTask
-from dstbench.tasks.models_gpt import gpt
+from dstbench.tasks.models import gpt
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -30,7 +30,7 @@ def task(tmp_path):
     return LanguageTask(
         name="test/words",
         model=gpt,
-        arguments={"layers": 1, "heads": 2, "width": 16},
+        arguments={"depth": 1, "heads": 2, "width": 16},
         widths={"width": 2},
         data="file:words.txt",
         block=8,
@@ -113,7 +113,7 @@ def test_a_gpt_trains_and_starts_near_uniform(task):
 
 
 def test_a_gpt_is_causal_and_its_matrices_are_layers():
-    net = gpt(vocab=11, block=6, layers=2, heads=2, width=8).eval()
+    net = gpt(vocab=11, block=6, depth=2, heads=2, width=8).eval()
     tokens = torch.randint(11, (1, 6))
     other = tokens.clone()
     other[0, 4] = (other[0, 4] + 1) % 11
@@ -126,7 +126,7 @@ def test_a_gpt_is_causal_and_its_matrices_are_layers():
 
 def test_nanogpts_cpu_network_has_its_published_size():
     """nanoGPT prints 0.80M: without the places' embedding."""
-    net = gpt(vocab=65, block=64, layers=4, heads=4, width=128)
+    net = gpt(vocab=65, block=64, depth=4, heads=4, width=128)
     assert round((sum(p.numel() for p in net.parameters()) - 64 * 128) / 1e6, 2) == 0.80
 
 

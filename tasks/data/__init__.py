@@ -33,6 +33,17 @@ LOADERS: dict[str, Loader | str] = {  # a loader, or where it is: "module:functi
     "svhn": f"{HERE}.svhn:svhn",
     "tiny_imagenet": f"{HERE}.tiny_imagenet:tiny_imagenet",
     "imagenet": f"{HERE}.stream:imagenet",
+    "embedded_text": f"{HERE}.text:embedded",
+    "tinyshakespeare": f"{HERE}.text:tinyshakespeare",
+    "breast_cancer": f"{HERE}.tabular:breast_cancer",
+    "wine": f"{HERE}.tabular:wine",
+    "iris": f"{HERE}.tabular:iris",
+    "diabetes": f"{HERE}.tabular:diabetes",
+    "modular_addition": f"{HERE}.made:modular_addition",
+    "digit_addition": f"{HERE}.made:digit_addition",
+    "listops": f"{HERE}.made:listops",
+    "sparse_parity": f"{HERE}.made:sparse_parity",
+    "mnist1d": f"{HERE}.made:mnist1d",
 }
 
 

@@ -19,6 +19,7 @@ MODELS = {
     "mlp1024": "perceptrons",
     "set_mlp": "perceptrons",
     "autoencoder2022": "perceptrons",
+    "token_mlp": "perceptrons",
     "lenet5": "lenets",
     "cnn2022": "lenets",
     "resnet": "resnets",

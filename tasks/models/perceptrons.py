@@ -119,3 +119,24 @@ def autoencoder2022(in_chans: int = 1, img_size: Size = 28, layers: int = 7, hid
     assert isinstance(net, nn.Sequential)
     net.add_module("image", nn.Unflatten(1, shape))
     return net
+
+
+class OneHot(nn.Module):
+    """Tokens (N, T) -> float32 (N, T x vocab)."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.vocab = vocab
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (tokens[..., None] == torch.arange(self.vocab, device=tokens.device)).float().flatten(1)
+
+
+def token_mlp(vocab: int, length: int, hidden: tuple[int, ...], outputs: int) -> nn.Module:
+    """A perceptron with ReLU over one-hot tokens: (N, length) -> (N, outputs); its first layer may be sparse too."""
+    net = nn.Sequential(OneHot(vocab))
+    for depth, (fan_in, fan_out) in enumerate(pairwise((length * vocab, *hidden, outputs)), 1):
+        if depth > 1:
+            net.add_module(f"relu{depth - 1}", nn.ReLU())
+        net.add_module(f"fc{depth}", nn.Linear(fan_in, fan_out))
+    return net

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstbench.tasks.data_tabular import Table
+from dstbench.tasks.data.tabular import Table
 
 NOTHING = -100  # a target that is not asked for: what torch's cross entropy ignores
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dstbench.tasks import data_index
-from dstbench.tasks.data_made import NOTHING, OPERATIONS, TOKENS, listops, modular_addition
+from dstbench.tasks import data as data_index
+from dstbench.tasks.data.made import NOTHING, OPERATIONS, TOKENS, listops, modular_addition
 
 # Fingerprints over content and splits: a change here is another data set, and a new version of its tasks.
 FINGERPRINTS = {
