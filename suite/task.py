@@ -29,9 +29,9 @@ class DataError(Exception):
 class Task:
     """What is trained and how it is judged; a subclass says where batches come from.
 
-    `dense` are patterns of layers that no method may sparsify. `chance` is the metric of guessing, `target` the value
-    that cost-to-target boards aim at. `root` and `download` say where data lies and whether the network may be asked;
-    they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
+    `dense` are patterns of layers that no method may sparsify. `chance` is the metric of guessing (None: not known),
+    `target` the value that cost-to-target boards aim at. `root` and `download` say where data lies and whether
+    the network may be asked; they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
     dense: tuple[str, ...] = ()
     metric: str = "accuracy"
     higher_is_better: bool = True
-    chance: float = 0.0
+    chance: float | None = 0.0
     target: float | None = None
     root: Path | None = field(default=None, compare=False)
     download: bool = field(default=False, compare=False)
@@ -82,13 +82,13 @@ class Task:
         """How scores are read, for the record: metric, higher_is_better, chance and target, in plain values.
 
         Raises:
-            TypeError: For a chance or a target that is no number.
+            TypeError: For a chance or a target that is neither a number nor None.
             ValueError: For one that is not finite.
         """
         found = {"metric": str(self.metric), "higher_is_better": bool(self.higher_is_better)}
         for name in ("chance", "target"):
             value = getattr(self, name)
-            if value is not None or name == "chance":
+            if value is not None:
                 value = number(value, f"{self.name}: {name} is")
                 if not math.isfinite(value):
                     raise ValueError(f"{self.name}: {name} is {value}; a finite number is expected")
