@@ -31,7 +31,8 @@ class Task:
 
     `dense` are patterns of layers that no method may sparsify. `chance` is the metric of guessing (None: not known),
     `target` the value that cost-to-target boards aim at. `root` and `download` say where data lies and whether
-    the network may be asked; they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
+    the network may be asked; they are no part of a run's identity. Splits are fixed over seeds: select on
+    `valid`, report on `test`.
     """
 
     name: str
