@@ -30,10 +30,10 @@ class Task:
     """What is trained and how it is judged; a subclass says where batches come from.
 
     `dense` are patterns of layers that no method may sparsify; "!*lora*" asks for adapters beside frozen weights, which
-    else stay dense too. `chance` is the metric of guessing, `target` the value that cost-to-target boards aim at;
-    `source` says where the recipe is published: paper and table, or repository. `root` and `download` say where data
-    lies and whether the network may be asked; these three are no part of a run's identity. Splits are fixed over seeds:
-    select on `valid`, report on `test`.
+    else stay dense too. `chance` is the metric of guessing (None: not known), `target` the value that cost-to-target
+    boards aim at; `source` says where the recipe is published: paper and table, or repository. `root` and `download`
+    say where data lies and whether the network may be asked; these three are no part of a run's identity. Splits are
+    fixed over seeds: select on `valid`, report on `test`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Task:
     dense: tuple[str, ...] = ()
     metric: str = "accuracy"
     higher_is_better: bool = True
-    chance: float = 0.0
+    chance: float | None = 0.0
     target: float | None = None
     source: str = ""
     root: Path | None = field(default=None, compare=False)
@@ -85,13 +85,13 @@ class Task:
         """How scores are read, for the record: metric, higher_is_better, chance and target, in plain values.
 
         Raises:
-            TypeError: For a chance or a target that is no number.
+            TypeError: For a chance or a target that is neither a number nor None.
             ValueError: For one that is not finite.
         """
         found = {"metric": str(self.metric), "higher_is_better": bool(self.higher_is_better)}
         for name in ("chance", "target"):
             value = getattr(self, name)
-            if value is not None or name == "chance":
+            if value is not None:
                 value = number(value, f"{self.name}: {name} is")
                 if not math.isfinite(value):
                     raise ValueError(f"{self.name}: {name} is {value}; a finite number is expected")

@@ -18,6 +18,7 @@ from dstbench.suite.meters.clock import Clock
 from dstbench.suite.meters.explored import Explored
 from dstbench.suite.meters.flops import FlopBook, FlopMeter
 from dstbench.suite.meters.memory import MemoryMeter
+from dstbench.suite.meters.units import Units
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.schema import LARGEST
@@ -69,7 +70,9 @@ class Training:
         self.memory = MemoryMeter(self.device)
         source = "masks" if type(method).descend is Method.descend else "self-reported"
         self.book = FlopBook(source=source, uncounted=dict(self.model.uncounted))
-        self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
+        self.curve: dict[str, Any] = {"step": [], "loss": [], "density": [], "valid": []}
+        self.units = Units(self.model.layers)
+        self.curve["active_units"] = self.units.seen
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
@@ -231,6 +234,8 @@ class Training:
             row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
             for name, value in row.items():
                 self.curve[name].append(value)
+        if evaluate or last or t == 0:
+            self.units.look(t + 1)
 
     def state(self) -> dict[str, Any]:
         """All of the run, in tensors and plain values."""
@@ -264,7 +269,8 @@ class Training:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from a `state`, instead of `setup`, on a Training built the same way."""
         method = self.method
-        self.t, self.curve, self.scale = saved["t"], saved["curve"], saved["scale"]
+        self.t, self.curve, self.scale = saved["t"], self.curve | saved["curve"], saved["scale"]
+        self.units.seen = self.curve["active_units"]
         self.model.load(saved["model"])
         self.lasting.load(saved["lasting"], self.device)
         method.optimizer.load_state_dict(saved["optimizer"])

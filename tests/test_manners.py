@@ -85,7 +85,7 @@ WRONG = {
     "--dry-run=3": "--dry-run: it takes no value",
     "--methodes rigl": "unknown option --methodes; did you mean --methods? (see dstbench run --help)",
     "quick more": "got unexpected extra argument(s) (more) (see dstbench run --help)",
-    "nowhere.yaml": "plan 'nowhere.yaml': no such file, and the embedded plans are methods, quick",
+    "nowhere.yaml": "plan 'nowhere.yaml': no such file, and the embedded plans are bregman2022, granet",
     "statsu": "no command and no plan is named 'statsu'; did you mean status?",
     "help statsu": "no command is named 'statsu'; did you mean status?",
     "help 7": "no command is named '7'; there are: run, list,",
