@@ -1,0 +1,212 @@
+"""The task of a definition: images of a data set, or of a folder, and any network that takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dstbench.suite.recipe import Recipe
+from dstbench.suite.registry import RegistryError, nested
+from dstbench.suite.task import Batch
+from dstbench.tasks import fitting
+from dstbench.tasks.compose import VERSION, source
+from dstbench.tasks.facts import FACTS, Facts
+from dstbench.tasks.vision import VisionTask
+
+# Up to so many training images: steps and batch. Some 50 to 100 epochs, fewer where there are many images.
+DEFAULTS = (
+    (1_000, 1_500, 32),
+    (5_000, 4_000, 64),
+    (20_000, 10_000, 64),
+    (200_000, 40_000, 128),
+    (None, 450_000, 256),
+)
+USUAL = 45_000  # training images, where their number is not known before they are read
+
+
+def look(folder: Path, size: int | None = None) -> tuple[Facts, dict[str, int]]:
+    """The facts of a folder of images, and the number of images in each split; DataError as its reader has it."""
+    images = _folder(folder, size)
+    return _facts(images), {name: len(index) for name, index in images.splits.items()}
+
+
+@dataclass(frozen=True)
+class Composed(VisionTask):
+    """Images of a data set, or of a folder, classified by any network that takes them.
+
+    Shape and number of classes are those of the data. `folder` stands in place of `data`; `size` is that of the images
+    (0: their own; those of a data set are resized batch by batch, those of a folder once); `classes` is how many are
+    expected (0: any); `source` says whose recipe it is.
+    """
+
+    folder: Path | None = None
+    size: int = 0
+    classes: int = 0
+    source: str = field(default="")
+
+    @classmethod
+    def of(cls, definition: Mapping[str, Any]) -> Composed:
+        """The task of a definition, see `dstbench.suite.definitions`.
+
+        Raises:
+            RegistryError: If network, recipe and data do not go together; the text says how to mend it.
+            DataError: If its folder cannot be read.
+        """
+        return _of(json.dumps(definition, sort_keys=True))
+
+    @property
+    def facts(self) -> Facts:
+        """Shape, classes and training images, read from the data where it is not a known data set."""
+        known = None if self.folder else _known(self.data, self.size)
+        return known or self._sized(_facts(self._data()))
+
+    def prepare(self) -> None:
+        """Read and check the data; DataError if it is missing, RegistryError if the network does not take it."""
+        super().prepare()
+        _check(self, self._sized(_facts(self._data())))
+
+    def build(self, seed: int, width: float = 1.0) -> nn.Module:
+        """A new network for the shape and the classes of the data, as in `VisionTask`."""
+        return VisionTask.build(replace(self, arguments=_fitted(self, self.facts)), seed, width)
+
+    def example(self) -> Tensor:
+        """Two images of the training split, (2, C, H, W)."""
+        return self._resized(super().example())
+
+    def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
+        """As in `VisionTask`, resized after augmentation where a data set has another size."""
+        return ((self._resized(images), labels) for images, labels in super().batches(split, seed, start))
+
+    def judged(self) -> dict[str, Any]:
+        """As in `Task`; chance is one in the number of classes."""
+        return super().judged() | {"chance": 1 / self.facts.classes}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the recipe, for the record."""
+        own = {"data": self.folder.name} if self.folder else {}
+        return super().describe() | own | {"model": fitting.label(self.model), "size": self.size}
+
+    def _data(self) -> Any:
+        found = _folder(self.folder, self.size or None) if self.folder else super()._data()
+        if not hasattr(found, "images"):
+            raise RegistryError(f"{self.name}: {self.data} is no data set of images, which such a task needs")
+        return found
+
+    def _sized(self, facts: Facts) -> Facts:
+        return replace(facts, shape=(facts.shape[0], self.size, self.size)) if self.size else facts
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if not self.size or images.shape[-2:] == (self.size, self.size):
+            return images
+        size = (self.size, self.size)
+        return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+@lru_cache(maxsize=64)
+def _of(text: str) -> Composed:
+    given = json.loads(text)
+    images, name, wanted = source(given), given["name"], dict(given.get("recipe", {}))
+    folder = Path(images["folder"]) if "folder" in images else None
+    size, data = images.get("size", 0), images.get("name", "")
+    own = {key: given[key] for key in ("pad", "flip", "target", "arguments") if key in given}
+    if not folder and not own.keys() & {"pad", "flip"}:
+        own |= {"pad": 4, "flip": True} if data.startswith("cifar") or data == "tiny_imagenet" else {}
+    facts = look(folder, size or None)[0] if folder else _known(data, size)
+    model = fitting.maker(given["model"])
+    standard = default(facts.train if facts and facts.train else USUAL)
+    made = Composed(
+        name=name,
+        version=VERSION,
+        recipe=standard,
+        dense=tuple(given.get("dense", ())),
+        model=model,
+        data=data,
+        folder=folder,
+        size=size,
+        classes=images.get("classes", 0),
+        source=_said(facts, wanted),
+        **own,
+    )
+    arguments = _fitted(made, facts) if facts else made.arguments
+    made = replace(made, recipe=_recipe(name, standard, fitting.kind(model, arguments), wanted, facts))
+    if facts:
+        _check(made, facts)
+    return made
+
+
+def default(images: int) -> Recipe:
+    """The recipe for so many training images where the user gives none: ours, tuned on none of them."""
+    steps, batch = next((steps, batch) for most, steps, batch in DEFAULTS if most is None or images <= most)
+    return Recipe(steps=steps, batch=batch, lr={"sgd": 0.05, "adam": 1e-3}, warmup=0.05, clip=1.0)
+
+
+def _recipe(name: str, standard: Recipe, kind: str, wanted: dict[str, Any], facts: Facts | None) -> Recipe:
+    """The standard recipe with what the definition has in its place, epochs as steps."""
+    epochs = wanted.pop("epochs", None)
+    try:
+        recipe = replace(standard, **{"optimizer": kind, **nested(standard, wanted)})
+        if epochs is None:
+            return recipe
+        if not (facts and facts.train):
+            raise ValueError("how many images an epoch has is not known before the data is read: give steps")
+        return replace(recipe, steps=max(1, round(epochs * (facts.train // recipe.batch))))
+    except ValueError as error:
+        raise RegistryError(f"{name}: {error}") from None
+
+
+def _said(facts: Facts | None, wanted: Mapping[str, Any]) -> str:
+    images = f"{facts.train:,} training images" if facts and facts.train else "an unknown number of images"
+    return f"ours for {images}, not published" + (f"; own: {', '.join(sorted(wanted))}" if wanted else "")
+
+
+def _check(task: Composed, facts: Facts) -> None:
+    """RegistryError where classes, batch or network do not fit the data."""
+    if task.classes not in (0, facts.classes):
+        raise RegistryError(
+            f"{task.name}: {task.folder or task.data} has {facts.classes} classes where data.classes says "
+            f"{task.classes}: mend the folder or the definition"
+        )
+    if facts.train and task.recipe.batch > facts.train:
+        raise RegistryError(
+            f"{task.name}: recipe.batch {task.recipe.batch} is larger than the {facts.train} training images"
+        )
+    _fitted(task, facts)
+
+
+def _fitted(task: Composed, facts: Facts) -> dict[str, Any]:
+    shape = (facts.shape, facts.classes)
+    try:
+        return dict(_fit(task.model, json.dumps(dict(task.arguments)), *shape))
+    except ValueError as error:
+        raise RegistryError(f"{task.name}: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def _fit(model: fitting.Maker, arguments: str, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
+    return fitting.fitted(model, json.loads(arguments), Facts(shape, classes))
+
+
+def _known(data: str, size: int) -> Facts | None:
+    """The facts of a data set that is always the same."""
+    known = FACTS.get(data)
+    if known is None or not known.train:
+        return None
+    return replace(known, shape=(known.shape[0], size, size)) if size else known
+
+
+def _facts(images: Any) -> Facts:
+    classes = len(getattr(images, "classes", ())) or 1 + int(images.labels.max())
+    return Facts(tuple(images.images.shape[1:]), classes, len(images.splits["train"]))
+
+
+@cache
+def _folder(folder: Path, size: int | None) -> Any:
+    from dstbench.tasks.data.folder import images
+
+    return images(folder, size)
