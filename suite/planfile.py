@@ -78,8 +78,11 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     methods, tasks = registry.methods(plugins), registry.tasks(plugins)
     options = {k: v for k, v in (options or {}).items() if v is not None}
     own, mistakes = definitions.within(path, data.get("tasks"), tasks)
+    given = [name for name, entry in tasks.items() if entry.origin.startswith(definitions.ORIGIN)]
+    if given and "tasks" not in options and not {*given} & {*map(definitions.named, _list(data.get("tasks")))}:
+        options["tasks"] = given  # of the files that were given: none is named, so that all are meant
     merged: dict[str, Any] = {**data, **options}
-    if isinstance(merged.get("tasks"), list):
+    if _list(merged.get("tasks")):
         merged["tasks"] = [own.get(definitions.named(task), task) for task in merged["tasks"]]
         tasks |= {name: made.entry(f"plan {path}") for name, made in own.items()}
         tasks |= definitions.composed(merged["tasks"], tasks)
@@ -102,6 +105,10 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     if mistakes:
         raise PlanError("\n".join(mistakes))
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def locate(plan: str | Path) -> Path:

@@ -62,6 +62,13 @@ def source(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": data} if isinstance(data, str) else dict(data)
 
 
+def look(folder: Path, size: int | None = None) -> tuple[Any, dict[str, int]]:
+    """The facts of a folder of images, and the number of images in each split; DataError as its reader has it."""
+    from dstbench.tasks import own
+
+    return own.look(folder, size)
+
+
 def data_sets() -> list[str]:
     """The names of data sets."""
     from dstbench.tasks import data

@@ -38,8 +38,8 @@ def example(task: Any) -> Tensor:
     Raises:
         DataError: If the data has to be read, and is missing.
     """
-    if getattr(task, "facts", None):
-        return torch.zeros(1, *task.facts.shape)
+    if facts := getattr(task, "facts", None):
+        return torch.zeros(1, *facts.shape)
     name = getattr(task, "data", None)
     known = FACTS.get(name) if isinstance(name, str) and hasattr(task, "model") else None
     size = dict(getattr(task, "arguments", {})).get("img_size")

@@ -14,8 +14,8 @@ from dstbench.tasks.compose import TIMM
 from dstbench.tasks.facts import Facts
 
 Maker = str | Callable[..., nn.Module]
-SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # that are tried for an advice
-ADVICE = 4  # of them
+SIZES = (32, 64, 96, 128, 224, 299, 384)  # that are tried for an advice
+ADVICE = 3  # of them
 
 
 def maker(name: str) -> Maker:

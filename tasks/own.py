@@ -180,16 +180,19 @@ def _check(task: Composed, facts: Facts) -> None:
 
 
 def _fitted(task: Composed, facts: Facts) -> dict[str, Any]:
-    shape = (facts.shape, facts.classes)
-    try:
-        return dict(_fit(task.model, json.dumps(dict(task.arguments)), *shape))
-    except ValueError as error:
-        raise RegistryError(f"{task.name}: {error}") from None
+    found, why = _fit(task.model, json.dumps(dict(task.arguments)), Facts(facts.shape, facts.classes))
+    if why:
+        raise RegistryError(f"{task.name}: {why}")
+    return dict(found)
 
 
 @lru_cache(maxsize=256)
-def _fit(model: fitting.Maker, arguments: str, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
-    return fitting.fitted(model, json.loads(arguments), Facts(shape, classes))
+def _fit(model: fitting.Maker, arguments: str, facts: Facts) -> tuple[dict[str, Any], str]:
+    """Arguments, or why there are none: that too takes seconds to find."""
+    try:
+        return fitting.fitted(model, json.loads(arguments), facts), ""
+    except ValueError as error:
+        return {}, str(error)
 
 
 def _known(data: str, size: int) -> Facts | None:
