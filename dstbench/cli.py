@@ -260,7 +260,7 @@ def explain(
 def new(
     ctx: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="method|task")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and underscores.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits, _; with --from-folder also /.")],
     folder: Annotated[Path, option("--folder", metavar="DIR", help="Where the files go.")] = Path("."),
     from_folder: Annotated[
         Path | None,

@@ -54,7 +54,10 @@ def _source(given: Any) -> Any:
 
 
 class Definition(BaseModel):
-    """A task: `arguments` go to the model, `recipe` holds fields of Recipe, and `epochs`; others as in VisionTask."""
+    """A task: `arguments` go to the model, `recipe` holds fields of Recipe, and `epochs`; others as in VisionTask.
+
+    Without `pad` and `flip` images are augmented as is usual for the data set, those of a folder not at all.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,8 +67,8 @@ class Definition(BaseModel):
     recipe: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     dense: list[str] = []
-    pad: Annotated[int, Field(ge=0, le=512)] = 0
-    flip: bool = False
+    pad: Annotated[int | None, Field(ge=0, le=512)] = None
+    flip: bool | None = None
     target: Annotated[float | None, Field(allow_inf_nan=False)] = None
 
     def plain(self) -> dict[str, Any]:

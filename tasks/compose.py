@@ -15,7 +15,7 @@ from dstbench.suite.registry import Entry
 from dstbench.suite.values import near
 
 VERSION = 1  # raised when the default recipes, or what becomes of a definition, change
-TARGET = "dstbench.tasks.own:Composed"
+TARGET = "dstbench.tasks.composed:Composed"
 TIMM = "timm:"
 
 
@@ -62,11 +62,11 @@ def source(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": data} if isinstance(data, str) else dict(data)
 
 
-def look(folder: Path, size: int | None = None) -> tuple[Any, dict[str, int]]:
+def look(folder: Path, size: int = 0) -> tuple[Any, dict[str, int]]:
     """The facts of a folder of images, and the number of images in each split; DataError as its reader has it."""
-    from dstbench.tasks import own
+    from dstbench.tasks import composed
 
-    return own.look(folder, size)
+    return composed.look(folder, size)
 
 
 def data_sets() -> list[str]:

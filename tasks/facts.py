@@ -20,7 +20,7 @@ class Facts:
 
 FACTS = {
     "digits": Facts((1, 8, 8), 10, 1_000),
-    "mnist5k": Facts((1, 28, 28), 10, 4_000),
+    "mnist5k": Facts((1, 28, 28), 10, 3_500),
     "mnist": Facts((1, 28, 28), 10, 55_000),
     "fashion_mnist": Facts((1, 28, 28), 10, 55_000),
     "kmnist": Facts((1, 28, 28), 10, 55_000),

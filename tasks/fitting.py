@@ -47,9 +47,8 @@ def fitted(model: Maker, given: Mapping[str, Any], facts: Facts) -> dict[str, An
         if len(sizes) < ADVICE and _try(model, given, Facts((channels, size, size), facts.classes))[0] is not None:
             sizes.append(f"{size}x{size}")
     mend = f"it takes {', '.join(sizes)}: write data: {{…, size: {sizes[0].partition('x')[0]}}}" if sizes else ""
-    raise ValueError(
-        "; ".join(filter(None, [f"{label(model)} does not take {channels}x{height}x{width} ({why})", mend]))
-    )
+    text = f"{label(model)} does not take images of {channels}x{height}x{width} ({why})"
+    raise ValueError("; ".join(filter(None, [text, mend])))
 
 
 def label(model: Maker) -> str:

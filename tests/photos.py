@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,53 +14,54 @@ import torch
 from PIL import Image
 
 from dstbench.suite.task import DataError
+from dstbench.tasks import data
 
 CLASSES = ("daisy", "rose", "tulip")
-READER = "dstbench.tasks.data.folder"
 
 
-def made(folder: Path, count: int = 20, size: tuple[int, int] = (24, 24), classes: tuple[str, ...] = CLASSES) -> Path:
-    """`<folder>/<class>/<image>.jpg`, `count` a class: each class has a colour of its own, and noise."""
+def made(folder: Path, train: int = 16, side: int = 24, classes: tuple[str, ...] = CLASSES) -> Path:
+    """`<folder>/{train,valid,test}/<class>/<image>.jpg`: a class has a colour, and `train`, 2 and 2 images of it."""
     rng = np.random.default_rng(0)
-    for index, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 120, (*size, 3), dtype=np.uint8)
-            pixels[..., index % 3] += 120
-            Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
+    for split, count in {"train": train, "valid": 2, "test": 2}.items():
+        for index, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (side, side, 3), dtype=np.uint8)
+                pixels[..., index % 3] += 120
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.jpg")
     return folder
 
 
 def reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make sure that there is a reader of folders: the real one, or the stand-in below."""
-    try:
-        importlib.import_module(READER)
-    except ImportError:
-        module: Any = ModuleType(READER)
-        module.images = images
-        monkeypatch.setitem(sys.modules, READER, module)
+    """Make sure that folders can be read: by `dstbench.tasks.data.load`, or by the stand-in below."""
+    if hasattr(data, "names"):
+        return
+    named, own = data.load, cache(images)
+
+    def load(name: Any, root: Any = None, download: bool = False) -> Any:
+        if isinstance(name, Mapping):
+            return own(Path(name["folder"]), name.get("size", 0))
+        return named(name, root, download)
+
+    monkeypatch.setattr(data, "load", load)
 
 
-def images(path: Path, size: int | None = None) -> Any:
-    """Of each ten images of a class one for valid and one for test."""
-    from dstbench.tasks import data
-
-    folders = sorted(p for p in path.iterdir() if p.is_dir())
-    if not folders:
+def images(path: Path, size: int = 0) -> Any:
+    """What `made` has made."""
+    if not (path / "train").is_dir():
         raise DataError(f"{path}: no class folders")
-    pixels, labels, parts, digest = [], [], [], hashlib.sha256()
-    for label, folder in enumerate(folders):
-        for number, file in enumerate(sorted(folder.iterdir())):
-            image = Image.open(file).convert("RGB")
+    names = sorted(folder.name for folder in (path / "train").iterdir())
+    pixels, labels, splits, digest = [], list[int](), {}, hashlib.sha256()
+    for split in ("train", "valid", "test"):
+        before = len(labels)
+        for file in sorted((path / split).glob("*/*")):
+            image = Image.open(file)
             pixels.append(np.asarray(image.resize((size, size)) if size else image))
-            labels.append(label)
-            parts.append(number % 10)
-            digest.update(file.name.encode() + file.read_bytes())
-    tensor, place = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(parts)
-    splits = {"train": (place > 1).nonzero().flatten(), "valid": (place == 0).nonzero().flatten()}
-    splits["test"] = (place == 1).nonzero().flatten()
-    found = data.Images(
-        tensor, torch.tensor(labels), splits, *data.statistics(tensor, splits["train"]), digest.hexdigest()[:12]
-    )
-    object.__setattr__(found, "classes", tuple(folder.name for folder in folders))
+            labels.append(names.index(file.parent.name))
+            digest.update(file.read_bytes())
+        splits[split] = torch.arange(before, len(labels))
+    tensor = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    mean, deviation = data.statistics(tensor, splits["train"])
+    found = data.Images(tensor, torch.tensor(labels), splits, mean, deviation, digest.hexdigest()[:12])
+    object.__setattr__(found, "classes", tuple(names))
     return found

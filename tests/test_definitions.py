@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 import photos
 from dstbench import cli
+from dstbench.reports.load import frame
 from dstbench.suite import definitions, plan, planfile, record, registry, sources
 from dstbench.suite.plan import Run
 from dstbench.suite.planfile import PlanError
 from dstbench.suite.registry import RegistryError
 from dstbench.suite.run import build
-from records import ended
+from records import ended, make
 
 FILE = """\
 name: mine/small
@@ -33,7 +34,7 @@ tasks:
   - digits/mlp
   - name: mine/small
     data: {folder: photos, size: 16}
-    model: timm:resnet10t
+    model: timm:test_resnet
     recipe: {epochs: 2, batch: 8}
 """
 
@@ -47,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     photos.reader(monkeypatch)
-    return photos.made(tmp_path / "photos", 12)
+    return photos.made(tmp_path / "photos", 10)
 
 
 def mistakes(path: Path, text: str) -> list[str]:
@@ -160,7 +161,7 @@ def test_a_plan_defines_a_task_beside_names(tmp_path: Path, folder: Path) -> Non
     assert len(runs) == 4 and not runs[0].definition and len(own) == 2
     data = {"folder": str(folder), "size": 16}
     recipe = {"epochs": 2.0, "batch": 8}
-    assert own[0].definition == {"name": "mine/small", "data": data, "model": "timm:resnet10t", "recipe": recipe}
+    assert own[0].definition == {"name": "mine/small", "data": data, "model": "timm:test_resnet", "recipe": recipe}
     assert own[0].recipe == {"lr.sgd": 0.3} and not own[0].plugins and len(own[0].data) == 12
     task, _ = build(Run.from_json(json.loads(json.dumps(own[1].to_json()))))
     assert task.recipe.lr["sgd"] == 0.3 and task.recipe.steps == 2 * (30 // 8) and task.fingerprint() == own[0].data
@@ -219,6 +220,17 @@ def test_a_record_of_a_definition_has_a_source(file: Path) -> None:
     own = {"method": "dense", "task": "gone/away", "key": "1", "definition": dict(entry.definition)}
     found = sources.hashes([{"id": named}, {"id": own}, {"id": {**named, "task": "unknown"}}])["task"]
     assert found == dict.fromkeys(("digits/timm:resnet18", "gone/away"), sources.source_hash(entry))
+
+
+def test_runs_of_definitions_that_differ_are_not_averaged() -> None:
+    given = {"name": "mine/a", "data": {"folder": "d" * 12}, "model": "mlp"}
+    many = [{"definition": given}, {"definition": given, "seed": 1}, {"definition": {**given, "model": "resnet"}}, {}]
+    found = frame([make(task="mine/a", id=who) for who in many])["task"].tolist()
+    assert found[0] == found[1] and len({*found}) == 3 and found[0].startswith("mine/a definition ")
+    other = {"definition": {**given, "data": {"folder": "e" * 12}}, "data": "e" * 12}
+    found = frame([make(task="mine/a", id=who) for who in (many[0], other)])["task"].tolist()
+    assert found == ["mine/a v1 data dddddddddddd", "mine/a v1 data eeeeeeeeeeee"]
+    assert frame([make(task="mine/a", id=many[0])])["task"].tolist() == ["mine/a"]
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,13 @@ from typer.testing import CliRunner
 
 import photos
 from dstbench import cli
-from dstbench.suite import planfile, record, registry, scaffold
+from dstbench.reports import boards, costs, sections
+from dstbench.reports.load import frame
 from dstbench.suite import plan as plans
+from dstbench.suite import planfile, record, registry, scaffold
 from dstbench.suite.run import execute
 from dstbench.suite.task import DataError
-from dstbench.tasks import compose, fitting, own
+from dstbench.tasks import compose, composed, fitting
 from dstbench.tasks.facts import FACTS, Facts
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -26,15 +26,13 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     photos.reader(monkeypatch)
-    yield photos.made(tmp_path / "flowers")
-    own._folder.cache_clear()
-    own._of.cache_clear()
+    return photos.made(tmp_path / "flowers")
 
 
 def defined(folder: Path, **fields: Any) -> Any:
-    given = {"name": "flowers/net", "data": {"folder": str(folder)}, "model": "timm:resnet10t", **fields}
+    given = {"name": "flowers/net", "data": {"folder": str(folder)}, "model": "timm:test_resnet", **fields}
     return registry.task("flowers/net", definition=given)
 
 
@@ -42,13 +40,13 @@ def defined(folder: Path, **fields: Any) -> Any:
 
 
 def test_any_data_set_goes_with_any_network() -> None:
-    task: Any = registry.task("digits/timm:resnet10t", recipe={"steps": 3})
+    task: Any = registry.task("digits/timm:test_resnet", recipe={"steps": 3})
     assert (task.version, task.recipe.steps, task.data) == (compose.VERSION, 3, "digits")
     net = task.build(0)
     inputs, labels = next(task.batches("train", 0))
     assert net(inputs).shape == (32, 10) and inputs.shape == (32, 1, 8, 8) and labels.max() < 10
     assert torch.equal(task.example(), next(iter([task.example()]))) and task.judged()["chance"] == 0.1
-    assert task.describe()["model"] == "timm:resnet10t" and task.source.startswith("ours for 1,000 training images")
+    assert task.describe()["model"] == "timm:test_resnet" and task.source.startswith("ours for 1,000 training images")
 
 
 @pytest.mark.parametrize("name", ["digits", "digits/", "digit/timm:resnet18", "digits/resnet1", "a/b/c", "rigl", "/"])
@@ -73,17 +71,17 @@ def test_a_table_goes_before_names_that_are_composed() -> None:
 
 
 def test_a_named_task_runs_without_a_definition(tmp_path: Path) -> None:
-    plan = {"methods": ["static"], "tasks": ["digits/timm:resnet10t"], "device": "cpu", "budget": 0.002}
+    plan = {"methods": ["static"], "tasks": ["digits/timm:test_resnet"], "device": "cpu", "budget": 0.002}
     (run,) = plans.expand(planfile.read("quick", {**plan, "sparsity": [0.9], "seeds": 1}))
     assert not run.definition and "definition" not in run.identity()
     assert execute(run.to_json(), str(tmp_path)) == "ok"
     (found,), _ = record.load(tmp_path)
-    assert found["id"]["task"] == "digits/timm:resnet10t" and found["score"]["chance"] == 0.1
+    assert found["id"]["task"] == "digits/timm:test_resnet" and found["score"]["chance"] == 0.1
 
 
 @pytest.mark.parametrize(("images", "batch"), [(500, 32), (1_000, 32), (4_000, 64), (45_000, 128), (1_281_167, 256)])
 def test_the_default_recipe_follows_the_number_of_images(images: int, batch: int) -> None:
-    recipe = own.default(images)
+    recipe = composed.default(images)
     epochs = recipe.steps * recipe.batch / images
     assert recipe.batch == batch and 40 <= epochs <= 120, epochs
 
@@ -98,22 +96,26 @@ def test_facts_are_those_of_the_data(name: str) -> None:
         images: Any = data.load(name, DATA)
     except DataError as error:
         pytest.skip(str(error))
-    assert own._facts(images) == FACTS[name]
+    assert composed._facts(images) == FACTS[name]
 
 
 # ---- what fits -------------------------------------------------------------------------------------------------------
 
 
+VIT = "vit_tiny_patch16_224"
+
+
 def test_a_network_of_fixed_size_is_built_for_the_images() -> None:
-    small = fitting.fitted("mixer_s16_224", {"num_blocks": 1}, Facts((3, 32, 32), 7))
-    assert small == {"num_blocks": 1, "in_chans": 3, "num_classes": 7, "img_size": 32}
-    assert "img_size" not in fitting.fitted("mixer_s16_224", {"num_blocks": 1}, Facts((3, 224, 224), 7))
-    assert fitting.kind("mixer_s16_224", {"num_blocks": 1}) == "adam" and fitting.kind("resnet10t", {}) == "sgd"
+    given = {"depth": 1}
+    small = fitting.fitted(VIT, given, Facts((3, 32, 32), 7))
+    assert small == {"depth": 1, "in_chans": 3, "num_classes": 7, "img_size": 32}
+    assert "img_size" not in fitting.fitted(VIT, given, Facts((3, 224, 224), 7))
+    assert fitting.kind(VIT, given) == "adam" and fitting.kind("test_resnet", {}) == "sgd"
 
 
 def test_a_size_that_does_not_fit_is_said_with_those_that_do() -> None:
-    given = {"name": "a/b", "data": "digits", "model": "timm:mixer_s16_224", "arguments": {"num_blocks": 1}}
-    text = r"a/b: timm:mixer_s16_224 does not take images of 1x8x8 \(.*\); it takes 32x32, 64x64, 96x96: .*size: 32}$"
+    given = {"name": "a/b", "data": "digits", "model": f"timm:{VIT}", "arguments": {"depth": 1}}
+    text = rf"a/b: timm:{VIT} does not take images of 1x8x8 \(.*\); it takes 32x32, 64x64, 96x96: .*size: 32}}$"
     with pytest.raises(registry.RegistryError, match=text):
         registry.task("a/b", definition=given)
     task = registry.task("a/b", definition={**given, "data": {"name": "digits", "size": 32}})
@@ -129,8 +131,11 @@ def test_a_factory_takes_what_it_can() -> None:
 
 def test_epochs_need_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FACTS, "digits", Facts((1, 8, 8), 10))
-    given = {"name": "a/unknown", "data": "digits", "model": "timm:resnet10t", "recipe": {"epochs": 3.0}}
-    with pytest.raises(registry.RegistryError, match="a/unknown: how many images .* is not known .*: give steps"):
+    given = {"name": "a/unknown", "data": "digits", "model": "timm:test_resnet", "recipe": {"epochs": 3.0}}
+    with pytest.raises(
+        registry.RegistryError,
+        match="a/unknown: how many images an epoch has is not known before the data is read: give steps",
+    ):
         registry.task("a/unknown", definition=given)
     task = registry.task("a/unknown", definition={**given, "recipe": {"steps": 3}})
     task.prepare()
@@ -154,8 +159,11 @@ def test_a_folder_is_a_task(folder: Path) -> None:
     [
         ({"data": {"classes": 4}}, r"flowers/net: .*flowers has 3 classes where data.classes says 4: mend"),
         ({"recipe": {"batch": 64}}, "flowers/net: recipe.batch 64 is larger than the 48 training images"),
-        ({"model": "timm:mixer_s16_224"}, "flowers/net: timm:mixer_s16_224 does not take images of 3x24x24 .*it takes"),
-        ({"arguments": {"depth": 3}}, "flowers/net: timm:resnet10t does not take .*depth"),
+        (
+            {"model": f"timm:{VIT}", "arguments": {"depth": 1}},
+            "timm:vit_tiny_p.* does not take images of 3x24x24 .*it takes",
+        ),
+        ({"arguments": {"dapth": 3}}, "flowers/net: timm:test_resnet does not take .*dapth"),
         ({"recipe": {"batch": 9, "accumulate": 2}}, "flowers/net: recipe.batch 9 does not split into 2"),
     ],
 )
@@ -174,15 +182,21 @@ def test_a_folder_without_images_is_the_readers_error(folder: Path, tmp_path: Pa
 
 def test_a_folder_gets_a_definition(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "tasks"
-    arguments = ["new", "task", "flowers/resnet10", "--from-folder", str(folder), "--folder", str(there)]
-    result = CliRunner().invoke(cli.app, [*arguments, "--model", "timm:resnet10t"], prog_name="dstbench")
-    file = there / "flowers_resnet10.yaml"
+    arguments = ["new", "task", "flowers/small", "--from-folder", str(folder), "--folder", str(there)]
+    result = CliRunner().invoke(cli.app, [*arguments, "--model", "timm:test_resnet"], prog_name="dstbench")
+    file = there / "flowers_small.yaml"
     assert (
         result.exit_code == 0 and f"wrote {file}: 3 classes, 48 train, 6 valid, 6 test images of 24x24" in result.output
     )
     assert len(file.read_text().splitlines()) < 12 and 'folder: "../flowers"' in file.read_text()
-    task: Any = registry.task("flowers/resnet10", [file])
-    assert (task.folder.resolve(), task.size, task.classes, task.pad, task.flip) == (folder, 24, 3, 3, True)
+    task: Any = registry.task("flowers/small", [file])
+    assert (Path(task.data["folder"]).resolve(), task.size, task.classes, task.pad, task.flip) == (
+        folder,
+        24,
+        3,
+        3,
+        True,
+    )
     assert (task.recipe.batch, task.recipe.steps) == (8, 60)
     again = CliRunner().invoke(cli.app, arguments)
     assert again.exit_code == 2 and "there already" in again.output
@@ -193,10 +207,10 @@ def test_a_folder_gets_a_definition(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "model", "text"),
     [
-        ("a b", "timm:resnet10t", "'a b' cannot name a task"),
-        ("digits/mlp", "timm:resnet10t", "'digits/mlp' is the name of a task already"),
-        ("mine", "timm:resnet10", "timm has no model 'resnet10'; did you mean resnet10t"),
-        ("mine", "timm:mixer_s16_224", "it takes 32x32"),
+        ("a b", "timm:test_resnet", "'a b' cannot name a task"),
+        ("digits/mlp", "timm:test_resnet", "'digits/mlp' is the name of a task already"),
+        ("mine", "timm:test_resnt", "timm has no model 'test_resnt'; did you mean test_resnet"),
+        ("mine", "timm:vit_tiny_patch16_224", "it takes 32x32"),
     ],
 )
 def test_a_definition_that_will_not_do_is_not_written(
@@ -207,19 +221,26 @@ def test_a_definition_that_will_not_do_is_not_written(
     assert not [*tmp_path.glob("new/*")]
 
 
+@pytest.mark.parametrize("network", ["timm:test_resnet", pytest.param("timm:resnet18", marks=pytest.mark.slow)])
 def test_the_yaml_of_the_readme_leads_from_a_folder_to_a_leaderboard(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = README.read_text("utf-8").partition("## Your own images in one file")[2]
     text = section.partition("```yaml\n")[2].partition("```")[0]
-    assert 0 < len(text.splitlines()) < 12
-    (tmp_path / "flowers.yaml").write_text(text)
+    assert 0 < len(text.splitlines()) < 12 and "model: timm:resnet18" in text
+    (tmp_path / "flowers.yaml").write_text(text.replace("timm:resnet18", network))
     monkeypatch.chdir(tmp_path)
     plan = planfile.read("flowers.yaml", {"device": "cpu", "seeds": 1, "budget": 0.2})
     runs = plans.expand(plan)
     assert {run.definition["data"]["folder"] for run in runs} == {str(folder)} and len(runs) == len(plan.methods) > 2
-    assert all(execute(run.to_json(), "results") == "ok" for run in runs[:2])
-    result = CliRunner().invoke(cli.app, ["report"])
-    assert result.exit_code == 0 and "flowers/resnet18" in result.output and "rigl" in result.output, result.output
-    assert json.loads(json.dumps(runs[0].to_json()))["definition"] == runs[0].definition
-    assert len(list(islice(record.load(Path("results"))[0], 9))) == 2
+    assert all(execute(json.loads(json.dumps(run.to_json())), "results") == "ok" for run in runs[:2])
+    found, aside = record.load(Path("results"))
+    assert len(found) == 2 and not aside and found[0]["id"]["definition"]["data"]["size"] == 64
+    runs_of = frame(found)
+    cells = boards.cells(runs_of)
+    assert {*cells["task"]} == {"flowers/resnet18"} and {*cells["method"]} == {"dense", "static"}
+    assert "static" in str(sections.leaderboard(cells, costs.flops(runs_of), "").rows)
+    if network == "timm:resnet18":
+        result = CliRunner().invoke(cli.app, ["report"])
+        assert result.exit_code == 0 and "static" in result.output and "dense" in result.output, result.output
+        assert "flowers/resnet18" in Path("report/index.html").read_text("utf-8")
