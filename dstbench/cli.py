@@ -117,7 +117,8 @@ def run(
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|kernels|plans")],
-    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON; tasks with --counts.")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Tasks with data, model and their sizes.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Methods with all they say of themselves.")] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -131,7 +132,7 @@ def list_(
         return
     from dstbench.suite import listing
 
-    rows = listing.rows(kind, arguments.files(plugin))
+    rows = listing.rows(kind, arguments.files(plugin), counts or json_)
     typer.echo(json.dumps(rows, indent=1) if json_ else listing.table(rows))
 
 
@@ -207,7 +208,7 @@ def check(
     """Check that a method or a task keeps its contract."""
     if all_ == bool(target):
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
-    if target.endswith(".py"):
+    if target.endswith((".py", ".yaml", ".yml")):
         arguments.files([Path(target)], "NAME|FILE")
     files, number, beds = arguments.files(plugin), arguments.whole(jobs, "--jobs"), arguments.names(task, "--task")
     arguments.folder(data_root, "--data-root")
@@ -259,13 +260,24 @@ def explain(
 def new(
     ctx: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="method|task")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and underscores.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits, _; with --from-folder also /.")],
     folder: Annotated[Path, option("--folder", metavar="DIR", help="Where the files go.")] = Path("."),
+    from_folder: Annotated[
+        Path | None,
+        option("--from-folder", metavar="DIR", help="Of a task: your images, as <class>/<image>; writes NAME.yaml."),
+    ] = None,
+    model: Annotated[str, option("--model", metavar="NAME", help="With --from-folder.")] = "timm:resnet18",
 ) -> None:
-    """Write a plugin file and its test to start from."""
+    """Write a plugin file and its test to start from, or the definition of a task on a folder of images."""
     from dstbench.suite import scaffold
 
     me = ctx.find_root().info_name or manners.NAME
+    if from_folder is not None:
+        if kind != "task":
+            raise typer.BadParameter("it goes with `new task` alone", param_hint="--from-folder")
+        arguments.folder(from_folder, "--from-folder")
+        typer.echo(scaffold.defined(name, from_folder, model, folder, me))
+        return
     typer.echo(scaffold.advice(kind, name, scaffold.write(kind, name, folder, me), me))
 
 

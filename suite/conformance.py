@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dstbench.suite import check, registry
+from dstbench.suite import check, definitions, registry
 from dstbench.suite.check import Result
 from dstbench.suite.checks.resume import differences, frozen, thawed
 from dstbench.suite.lasting import content
 from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import own_data
-from dstbench.suite.plugins import FAILURES
+from dstbench.suite.plugins import DEFINED, FAILURES
 from dstbench.suite.registry import Entry
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.suite.train import Training
@@ -37,17 +37,19 @@ def results(
     plugins: Sequence[str] = (),
     data_root: str | None = None,
 ) -> Iterator[Result]:
-    """(name, verdicts, seconds) of the method or task `target`, of all that a plugin file has, or of all methods ("").
+    """(name, verdicts, seconds) of the method or task `target`, of all that a file has, or of all methods ("").
+
+    A file is a plugin, or defines tasks.
 
     A method is checked on the first of the tasks `beds` that it does not skip.
     RegistryError for an unknown name and for a file that is broken, DataError where a task's data is missing.
     """
-    own = [str(Path(target).resolve())] if target.endswith(".py") else []
+    own = [str(Path(target).resolve())] if target.endswith((".py", *DEFINED)) else []
     files = [*own, *plugins]
     entries = registry.methods(files), registry.tasks(files)
     if own:
         methods, tasks = (_own(found, own[0]) for found in entries)
-    elif target in entries[1]:
+    elif target in entries[1] or (target not in entries[0] and definitions.by_name(target)):
         methods, tasks = [], [target]
     else:
         methods, tasks = [registry.find("method", target, files).name] if target else list(entries[0]), []
@@ -58,8 +60,8 @@ def results(
 
 
 def _own(entries: Mapping[str, Entry], path: str) -> list[str]:
-    """The names that a plugin file has; Broken if it cannot be loaded."""
-    own = [entry for entry in entries.values() if entry.origin == f"plugin {path}"]
+    """The names that a file has; Broken if it cannot be loaded."""
+    own = [entry for entry in entries.values() if entry.origin in (f"plugin {path}", f"{definitions.ORIGIN}{path}")]
     for entry in own:
         entry.load()
     return [entry.name for entry in own]

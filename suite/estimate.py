@@ -25,7 +25,7 @@ def training_flops(run: Run) -> tuple[float, float]:
     """
     from dstbench.suite.model import SparseModel
 
-    task = own_data(registry.task(run.task, run.plugins, run.recipe), run.data_root, False)
+    task = own_data(registry.task(run.task, run.plugins, run.recipe, run.definition), run.data_root, False)
     model = SparseModel(task.build(0), task.example(), task.dense)
     passes = model.dense_passes
     maskable = sum(passes.forward.get(layer.key, 0) for layer in model.layers)

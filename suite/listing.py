@@ -14,8 +14,11 @@ from dstbench.suite.words import printable
 KINDS = ("methods", "tasks", "kernels", "plans")
 
 
-def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every method, task, kernel or embedded plan as a row; RegistryError for another word. None imports torch."""
+def rows(what: str, plugins: Sequence[str] = (), counted: bool = False) -> list[dict[str, Any]]:
+    """Every method, task, kernel or embedded plan as a row; RegistryError for another word.
+
+    No torch is imported, unless tasks are `counted`: then with what they are made of, see `sizes`.
+    """
     if what == "kernels":
         return _kernels()
     if what == "plans":
@@ -24,7 +27,12 @@ def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
         raise registry.RegistryError(f"nothing to list as {what!r}; {values.near(what, KINDS)}")
     entries = registry.methods(plugins) if what == "methods" else registry.tasks(plugins)
     keys = ("name", "family", "version", "citation", "origin", "broken")
-    return [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
+    found = [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
+    if counted and what == "tasks":
+        from dstbench.suite import sizes
+
+        found = [row | sizes.row(entry) for row, entry in zip(found, entries.values(), strict=True)]
+    return found
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "method_version": (int,),
         "hyperparameters": (dict,),
         "recipe": (dict, NULL),
+        "definition": (dict, NULL),
         "sparsity": (*NUMBER, NULL),
         "seed": (int,),
         "budget": NUMBER,
