@@ -167,7 +167,7 @@ class _Execution:
             if not abs(score) <= schema.LARGEST:  # or it is NaN
                 raise Diverged(f"the metric {task.metric} on {split} is {score} after the last step")
         training.curve["valid"][-1] = scores["valid"]
-        out["score"] = {**task.judged(), **scores, "step": training.t}
+        out["score"] = {**task.judged(), **scores, "step": training.t, "further": training.further("test")}
         out["hashes"] = hashes(model)
         out["sparsity"] = sparsity = achieved(training, self.run.sparsity)
         empty = [layer.name for layer in model.layers if not layer.nnz()]

@@ -50,6 +50,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "target": (*NUMBER, NULL),
         "valid": (*NUMBER, NULL),
         "test": (*NUMBER, NULL),
+        "further": (dict, NULL),
     },
     "sparsity": {
         **{"target": (*NUMBER, NULL), "achieved": NUMBER, "on_target": (bool, NULL), "layers": (dict,)},

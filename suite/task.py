@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,14 @@ class Task:
             right += int((model(inputs.to(device)).argmax(-1) == targets.to(device)).sum())
             total += len(targets)
         return right / total
+
+    def further(self, model: SparseModel, split: str, device: torch.device) -> dict[str, float]:
+        """Metrics beside the one that boards are made of, by name, on a whole split, for the record; none by default."""
+        return {}
+
+    def on(self, device: torch.device) -> Self:
+        """The same task with its data on the device, where that helps and it fits."""
+        return self
 
     def judged(self) -> dict[str, Any]:
         """How scores are read, for the record: metric, higher_is_better, chance and target, in plain values.

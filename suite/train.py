@@ -46,7 +46,8 @@ class Training:
         device: str = "cpu",
         kernel: str = "masked",
     ) -> None:
-        self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
+        self.method, self.seed, self.device = method, seed, torch.device(device)
+        self.task = task.on(self.device)
         self._name = getattr(method, "name", type(method).__name__)
         lasting.seed(seed)
         self.recipe = task.recipe.scaled(budget * method.budget)
@@ -190,11 +191,21 @@ class Training:
 
     def evaluate(self, split: str) -> float:
         """The task's metric on a whole split, with the masks as the last step left them; it may not be finite."""
+        score = self._evaluated(self.task.evaluate, split)
+        return number(score, f"{self.task.name}: evaluate({split!r}) returned")
+
+    def further(self, split: str) -> dict[str, float]:
+        """The task's further metrics on a whole split, by name."""
+        found = self._evaluated(self.task.further, split)
+        where = f"{self.task.name}: further({split!r}): "
+        return {str(name): number(value, f"{where}{name} is") for name, value in found.items()}
+
+    def _evaluated(self, judge: Callable[[SparseModel, str, torch.device], Any], split: str) -> Any:
         self.model.net.eval()
         with self.clock("evaluation"), torch.no_grad(), self.autocast():
-            score = self.task.evaluate(self.model, split, self.device)
+            found = judge(self.model, split, self.device)
         self.model.net.train()
-        return number(score, f"{self.task.name}: evaluate({split!r}) returned")
+        return found
 
     # ---- what is kept --------------------------------------------------------------------------------------------
 
