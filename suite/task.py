@@ -82,7 +82,7 @@ class Task:
         return right / total
 
     def further(self, model: SparseModel, split: str, device: torch.device) -> dict[str, float]:
-        """Metrics beside the one that boards are made of, by name, on a whole split, for the record; none by default."""
+        """Metrics beside that of the boards, by name, on a whole split, for the record; by default none."""
         return {}
 
     def on(self, device: torch.device) -> Self:
