@@ -148,7 +148,7 @@ def architecture(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], most:
     top = ended[ended["sparsity"] == ended.groupby("task")["sparsity"].transform("max")]
     found: list[tuple[float, list[dict[str, Any]]]] = []
     for row in each(top.sort_values("seed", kind="stable").drop_duplicates(["task", "method"])):
-        units = (records[row.run].get("curve") or {}).get("active_units")
+        units: dict[str, Any] = (records[row.run].get("curve") or {}).get("active_units") or {}
         sizes = [] if not units or not units["step"] else [n for n in units["of"].values() if n]
         if not sizes or len(sizes) != len(units["of"]):
             continue

@@ -166,7 +166,7 @@ def item(task: Any) -> Any:
 
 def composed(tasks: Sequence[Any], known: Mapping[str, Entry]) -> dict[str, Entry]:
     """The entries of names `<data>/<model>` among these that no table has; broken where the model is a slip."""
-    found = {}
+    found: dict[str, Entry] = {}
     for name in {named(task) for task in tasks} - known.keys():
         try:
             entry = by_name(name)

@@ -209,6 +209,10 @@ def _fingerprint(name: str, task: Task) -> str:
 def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:
     from dstbench.suite.planfile import target
 
-    both = {**registry.methods(plugins), **registry.tasks(plugins), **dict.fromkeys(plan.names())}
+    both = {
+        **registry.methods(plugins),
+        **registry.tasks(plugins),
+        **{named: registry.Entry(named, "") for named in plan.names()},
+    }
     pairs = ((target(key, both), value) for key, value in plan.set.items())
     return {field: value for (owner, field), value in pairs if owner == name}

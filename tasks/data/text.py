@@ -60,11 +60,11 @@ class Text:
     def tokens(self, unit: str) -> tuple[Tensor, Tensor]:
         """The training part and the held-out part, int64 (N,) each."""
         if unit == "bytes":
-            numbers = np.frombuffer(self.content, dtype=np.uint8)
+            numbers = np.frombuffer(self.content, dtype=np.uint8).astype(np.int64)
         else:
             points = np.frombuffer(self._decoded.encode("utf-32-le"), dtype="<u4")
-            numbers = np.searchsorted(np.array([ord(c) for c in self.characters]), points)
-        tokens = torch.from_numpy(numbers.astype(np.int64))
+            numbers = np.searchsorted(np.array([ord(c) for c in self.characters]), points).astype(np.int64)
+        tokens = torch.from_numpy(numbers)
         cut = int(SHARE * len(tokens))
         return tokens[:cut], tokens[cut:]
 
