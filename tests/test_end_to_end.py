@@ -103,6 +103,7 @@ def test_ctrl_c_ends_cleanly_and_the_next_call_goes_on(plugin: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_whole_process_group_killed_ten_times_ends_bit_identical(tmp_path: Path) -> None:
     plan = ["--methods", "dense,rigl,ml_linbreg", "--tasks", "digits/resnet,digits/vit", "--seeds", "0,1"]
     assert shell("run", *plan, "--results", tmp_path / "whole", cwd=tmp_path, seconds=1500).returncode == 0
