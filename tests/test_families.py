@@ -16,7 +16,7 @@ REASONS = ("counting FLOPs", "can be sparse", "has no shape yet")
 def test_a_member_trains_a_step_or_is_refused_with_a_reason(family: str) -> None:
     found = row(family)
     for kernel in KERNELS:
-        said = getattr(found, kernel)
+        said = getattr(found, kernel) or found.masked  # what ends both stands once
         assert said.startswith("trains") or any(reason in said for reason in REASONS), f"{family}, {kernel}: {said}"
     if found.flops and not found.uncounted:
         assert found.second == pytest.approx(found.flops, rel=0.02)
