@@ -130,12 +130,13 @@ def figure(found: Sequence[Trace], path: Path) -> None:
         plt.close(drawn)
 
 
-def report(checks: Sequence[Check], found: Sequence[Trace], command: str, seconds: float) -> str:
+def report(checks: Sequence[Check], found: Sequence[Trace], command: str, wall: float) -> str:
     """What stands between the marks of the page."""
     from dstbench.suite import machine
 
     here, versions = machine.facts(), machine.versions()
-    made = f"{date.today()}, `{command}`, {seconds / 60:.0f} minutes, {here['cpu']}, {here['cores']} cores, "
+    made = f"{date.today()}, `{command}`, {wall / 60:.0f} minutes ({sum(os.times()[:4]) / 60:.1f} of processor time), "
+    made += f"{here['cpu']}, {here['cores']} cores, "
     made += f"{platform.system()}, Python {here['python']}, "
     made += ", ".join(f"{name} {versions[name]}" for name in ("torch", "numpy", "scipy") if name in versions) + "."
     checked = table(["claim", "setting", "measured", "against", "proved", "verdict"], check_rows(checks))

@@ -77,7 +77,7 @@ def test_accuracy_and_loss_are_numpys(data, batch):
     assert task.evaluate(net, "test", CPU) == pytest.approx((logits.argmax(1) == labels).mean())
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -logs[np.arange(17), labels].mean()
-    assert float(task.loss(net, (table.inputs[index], table.targets[index]))) == pytest.approx(expected, rel=1e-5)
+    assert task.loss(net, (table.inputs[index], table.targets[index])).item() == pytest.approx(expected, rel=1e-5)
 
 
 class Places(nn.Module):
@@ -108,7 +108,7 @@ def test_squared_error_is_numpys_and_lower_is_better(data):
     with torch.no_grad():
         expected = ((net(table.inputs[index]) - table.targets[index]).numpy() ** 2).mean()
     assert task.evaluate(net, "test", CPU) == pytest.approx(expected, rel=1e-5)
-    assert float(task.loss(net, (table.inputs[index], table.targets[index]))) == pytest.approx(expected, rel=1e-5)
+    assert task.loss(net, (table.inputs[index], table.targets[index])).item() == pytest.approx(expected, rel=1e-5)
     assert not task.higher_is_better and TASK.higher_is_better and not task.judged()["higher_is_better"]
 
 

@@ -92,7 +92,7 @@ def test_noisy_gradients_are_unbiased_and_of_the_covariance_that_is_said(kind, n
     task = replace(TASK, problem=problem, noise=noise, recipe=replace(RECIPE, batch=batch))
     net = task.build(0)
     w, found = net[0].weight, []
-    for rows in islice(task.batches("train", 0), 1500):
+    for rows in islice(task.batches("train", 0), 600):
         net.zero_grad()
         task.loss(net, rows).backward()
         found.append(w.grad.numpy().copy()[0])
@@ -100,7 +100,7 @@ def test_noisy_gradients_are_unbiased_and_of_the_covariance_that_is_said(kind, n
     error = found.std(0) / math.sqrt(len(found))
     assert (np.abs(found.mean(0) - problem.gradient(w.detach().numpy())[0]) < 4.5 * error).all()
     if batch == 60:
-        np.testing.assert_allclose(np.cov(found.T), noise**2 * a.T @ a / 60**2, atol=0.12 * noise**2 / 60)
+        np.testing.assert_allclose(np.cov(found.T), noise**2 * a.T @ a / 60**2, atol=0.2 * noise**2 / 60)
 
 
 def test_batches_are_of_seed_and_step():

@@ -65,7 +65,7 @@ def test_metrics_are_numpys():
         error = ((net(noisy) - clean).numpy().astype(float) ** 2).mean()
     assert replace(TASK, metric="mse").evaluate(net, "valid", CPU) == pytest.approx(error, rel=1e-6)
     assert TASK.evaluate(net, "valid", CPU) == pytest.approx(10 * np.log10(1 / error), rel=1e-6)
-    assert float(TASK.loss(net, (noisy, clean))) == pytest.approx(error, rel=1e-5)
+    assert TASK.loss(net, (noisy, clean)).item() == pytest.approx(error, rel=1e-5)
     assert TASK.higher_is_better and not replace(TASK, metric="mse").higher_is_better
 
 

@@ -99,7 +99,7 @@ def test_loss_is_numpys_at_any_batch(task, batch):
     assert task.evaluate(net, "valid", CPU) == pytest.approx(expected, rel=1e-6)
     assert replace(task, metric="perplexity").evaluate(net, "valid", CPU) == pytest.approx(math.exp(expected), rel=1e-6)
     batch = next(task.batches("valid", 0))
-    assert float(task.loss(net, batch)) == pytest.approx(
+    assert task.loss(net, batch).item() == pytest.approx(
         -np.mean([logs[a, b] for a, b in zip(*(t.flatten().numpy() for t in batch), strict=True)]), rel=1e-6
     )
 
@@ -121,7 +121,7 @@ def test_a_gpt_is_causal_and_its_matrices_are_layers():
         assert torch.allclose(net(tokens)[0, :4], net(other)[0, :4], atol=1e-6)
         assert not torch.allclose(net(tokens)[0, 4], net(other)[0, 4], atol=1e-6)
     model = SparseModel(net, tokens)
-    assert model.maskable == 2 * 12 * 8**2 and set(model.left_dense) >= {"head.weight"}
+    assert model.maskable == 2 * 12 * 8**2 and "tokens.weight" in model.left_dense  # tied to the head
 
 
 def test_nanogpts_cpu_network_has_its_published_size():
@@ -131,7 +131,7 @@ def test_nanogpts_cpu_network_has_its_published_size():
 
 
 def test_bad_texts_and_values_are_clear_errors(task):
-    with pytest.raises(DataError, match=r"has 30 different characters, vocab is 65"):
+    with pytest.raises(DataError, match=r"has 29 different characters, vocab is 65"):
         replace(task, vocab=65).prepare()
     with pytest.raises(DataError, match=r"the last tenth has 158 characters, and 201 are needed"):
         replace(task, block=100).prepare()
