@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from dstbench.reports import boards, costs, figures, ledger, published, realised, sections, series
+from dstbench.reports import boards, costs, figures, ledger, literature, realised, sections, series
 from dstbench.reports.load import Loaded, frame, load
 from dstbench.reports.orderings import orderings
 from dstbench.reports.plots import Chart, Plots, architecture, plots, speed_up
@@ -114,23 +114,23 @@ def _write(out: Path, runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Ma
     figures = table.select_dtypes("float").columns
     table[figures] += 0.0  # A signed zero is no figure in a file either.
     table.map(inert).to_csv(out / "cells.csv", index=False)
-    beside = published.board(runs, cells, loaded.records)
+    beside = literature.board(runs, cells, loaded.records)
     if len(beside):
         beside.map(inert).to_csv(out / PUBLISHED, index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
     about = _about(runs, loaded, names)
-    literature = [published.table(beside)] * bool(len(beside))
+    known = [literature.table(beside)] * bool(len(beside))
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
     shown = [
         t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
     ]
     text = "\n".join(
-        ["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), *literature, speed.table, *about)]]
+        ["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), *known, speed.table, *about)]]
     )
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
-    (out / "index.html").write_text(_render(parts, literature, speed, about, runs, loaded), encoding="utf-8")
+    (out / "index.html").write_text(_render(parts, known, speed, about, runs, loaded), encoding="utf-8")
     short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
     return "\n\n".join(t.text() for t in short)
 

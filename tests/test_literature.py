@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from dstbench.reports import boards, published
+from dstbench.reports import boards, literature
 from dstbench.reports.load import frame
 from dstbench.suite import registry
 from records import make
@@ -36,22 +36,22 @@ RANGES = {"accuracy": (0, 1), "loss": (0, 10), "perplexity": (1, 1000), "bleu": 
 
 
 def test_every_cell_is_well_formed_and_sourced():
-    table = published.published()
-    assert len(table) >= 500 and tuple(table.columns) == published.COLUMNS
+    table = literature.published()
+    assert len(table) >= 500 and tuple(table.columns) == literature.COLUMNS
     for row in table.itertuples(index=False):
         low, high = RANGES[row.metric]
         assert low <= row.mean <= high and (math.isnan(row.spread) or 0 <= row.spread < 0.2 * (high - low)), row
         assert math.isnan(row.sparsity) or 0 <= row.sparsity < 1, row
         assert (row.sparsity == 0) == (row.method.startswith("dense") or row.variant.startswith("lam 0,")), row
         assert len(row.source) > 10 and not any(text != text.strip() for text in row if isinstance(text, str)), row
-        how = published.protocol(row.protocol)
+        how = literature.protocol(row.protocol)
         assert all(how[name].isdecimal() for name in how.keys() & {"epochs", "steps", "batch", "train", "seeds"}), row
         assert how.get("judged", "valid") == "valid" and how.get("selection", "last") in ("last", "test", "valid")
     assert not table.duplicated(["task", "method", "variant", "sparsity", "metric", "source"]).any()
 
 
 def test_names_are_this_suites_or_known_to_be_missing():
-    table = published.published()
+    table = literature.published()
     assert set(table["method"]) - registry.methods().keys() == UNKNOWN
     assert set(table["task"]) == OURS | OTHERS
 
@@ -75,7 +75,7 @@ def test_names_are_this_suites_or_known_to_be_missing():
     ],
 )
 def test_cells_equal_the_text_that_they_were_read_in(task, method, variant, sparsity, source, mean, spread):
-    table = published.published()
+    table = literature.published()
     same = (table["task"] == task) & (table["method"] == method) & (table["variant"] == variant)
     same &= (table["sparsity"] - sparsity).abs() < 1e-9
     (row,) = table[same & table["source"].str.contains(source, regex=False)].itertuples(index=False)
@@ -83,15 +83,19 @@ def test_cells_equal_the_text_that_they_were_read_in(task, method, variant, spar
 
 
 def test_a_protocol_is_read_with_its_note_and_no_other_field():
-    assert published.protocol("epochs=30; batch=128; note=a=1; b") == {"epochs": "30", "batch": "128", "note": "a=1; b"}
-    assert published.protocol("") == {}
+    assert literature.protocol("epochs=30; batch=128; note=a=1; b") == {
+        "epochs": "30",
+        "batch": "128",
+        "note": "a=1; b",
+    }
+    assert literature.protocol("") == {}
     with pytest.raises(ValueError, match="'epoch' is no field; expected epochs"):
-        published.protocol("epoch=30")
+        literature.protocol("epoch=30")
 
 
 def shown(records):
     runs = frame(records)
-    return published.board(runs, boards.cells(runs), records)
+    return literature.board(runs, boards.cells(runs), records)
 
 
 def lenet(method, sparsity, seed, test, steps=54000, **method_params):
@@ -108,14 +112,14 @@ def test_our_cells_stand_beside_the_published_ones_that_match():
     assert (row["sparsity"], row["n"], row["mean"]) == (0.95, 2, pytest.approx(0.971))
     assert row["difference"] == pytest.approx(0.971 - 0.9853)
     assert "trained on 54,000 images" in row["differs"] and "ours 100" not in row["differs"]
-    table = published.table(found)
+    table = literature.table(found)
     texts = [cell.text for cell in table.rows[1]]
     assert texts[:6] == ["mnist/lenet300", "95 %", "snfs", "97.10 ± 1.27", "98.53", "-1.43 ± 1.27"]
     assert texts[-1].endswith("MNIST_sparse_summary.csv")
 
 
 def test_what_differs_in_protocol_is_said():
-    said = published.differences(
+    said = literature.differences(
         "ERK, 2x",
         {"epochs": "100", "train": "54000", "batch": "100", "selection": "test", "seeds": "3", "note": "decay 5e-4"},
         {"recipe": {"steps": 5400, "batch": 50}, "method": {"allocation": "uniform_rigl"}},
@@ -125,8 +129,8 @@ def test_what_differs_in_protocol_is_said():
         "100 epochs of 54,000 images, ours 5", "batch 100, ours 50", "trained on 54,000 images", "ours at budget 0.1",
         "ERK, ours uniform_rigl", "step chosen on test, ours the last", "3 seeds", "decay 5e-4",
     ]  # fmt: skip
-    assert published.differences("", {"steps": "2000"}, {"recipe": {"steps": 2000, "batch": 12}}, 1.0) == []
-    assert published.differences("", {"epochs": "9", "batch": "2"}, {"recipe": [], "method": None}, 1.0) == []
+    assert literature.differences("", {"steps": "2000"}, {"recipe": {"steps": 2000, "batch": 12}}, 1.0) == []
+    assert literature.differences("", {"epochs": "9", "batch": "2"}, {"recipe": [], "method": None}, 1.0) == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_what_differs_in_protocol_is_said():
     [(0.9, 0.9023, True), (0.9, 0.91, False), (0.0, 0.0, True), (0.0, 0.04, False), (0.9, math.nan, False)],
 )
 def test_levels_match_by_density(ours, theirs, same):
-    assert published.near(ours, theirs) is same
+    assert literature.near(ours, theirs) is same
 
 
 def test_where_lambda_makes_the_level_lambda_is_what_matches():
@@ -148,7 +152,7 @@ def test_where_lambda_makes_the_level_lambda_is_what_matches():
     assert list(found["variant"]) == ["lam 0.1, first run", "lam 0.1, second run"]
     assert found["mean"].iloc[0] == pytest.approx(0.965) and found["sparsity"].iloc[0] == pytest.approx(0.943)
     assert "both on valid" in found["differs"].iloc[0]
-    assert published.table(found).rows[0][1].text == "94.3 % (91.94 %)"
+    assert literature.table(found).rows[0][1].text == "94.3 % (91.94 %)"
 
 
 def test_where_nothing_matches_nothing_is_shown():
@@ -160,7 +164,7 @@ def test_where_nothing_matches_nothing_is_shown():
 def test_losses_stand_without_per_cent():
     score = {"metric": "loss", "higher_is_better": False, "chance": math.log(65)}
     records = [make("dense", None, s, 1.9 + 0.02 * s, task="text/gpt_tiny", score=score) for s in range(2)]
-    table = published.table(shown(records))
+    table = literature.table(shown(records))
     assert [cell.text for cell in table.rows[0][:6]] == ["text/gpt_tiny loss ↓", "0 %", "dense", "1.91 ± 0.13", "1.88",
                                                          "+0.03 ± 0.127"]  # fmt: skip
     assert table.notes[-1] == "↓: lower is better." and not re.search("%", table.rows[0][5].text)
