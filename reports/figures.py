@@ -83,7 +83,7 @@ def architecture(out: Path, units: pd.DataFrame, suffix: str = "") -> list[Path]
 
 
 def _units(ax: Axes, part: pd.DataFrame) -> None:
-    shares = part.pivot(index="position", columns="step", values="share")
+    shares = part.pivot_table(index="position", columns="step", values="share", aggfunc="last")
     names = [_shown(name) for name in dict.fromkeys(part["layer"])]
     mesh = ax.imshow(shares.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     ax.set_yticks(range(len(names)), names, fontsize=6)

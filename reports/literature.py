@@ -88,7 +88,7 @@ def _matches(
     theirs = theirs[(theirs["task"] == run["id.task"]) & (theirs["method"] == run["id.method"])]
     theirs = theirs[theirs["metric"] == cell.metric]
     params = records[int(run["run"])].get("params") or {}
-    own = _block(params, "method")
+    own = _mapping(params.get("method"))
     lam = own.get("lam") if own.get("control") == "fixed" else None
     ours = 0.0 if run["dense"] else sparsity
     achieved = 0.0 if run["dense"] else part["sparsity.achieved"].mean()
@@ -114,15 +114,13 @@ def near(ours: float, theirs: float) -> bool:
     return abs(ours - theirs) <= NEAR * (1 - theirs) if ours and theirs else ours == theirs
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _same_lambda(variant: str, lam: Any) -> bool:
     given = float(variant.split(",")[0].removeprefix("lam "))
     return isinstance(lam, int | float) and math.isclose(given, lam)
-
-
-def _block(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A mapping in the block, empty where it is none."""
-    found = params.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, Any], budget: float) -> list[str]:
@@ -134,9 +132,9 @@ def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, An
         params: the block of our record.
         budget: of our runs, the factor on the task's steps.
     """
-    recipe, method = _block(params, "recipe"), _block(params, "method")
-    steps, batch = (value if isinstance(value, int) else 0 for value in (recipe.get("steps"), recipe.get("batch")))
-    known = steps and batch
+    recipe, method = _mapping(params.get("recipe")), _mapping(params.get("method"))
+    steps, batch = recipe.get("steps"), recipe.get("batch")
+    known = isinstance(steps, int) and isinstance(batch, int)
     found = []
     if known and "epochs" in theirs and "train" in theirs:
         seen, ours = int(theirs["epochs"]) * int(theirs["train"]), steps * batch

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 
 from dstbench.reports import boards, costs, figures, ledger, literature, realised, sections, series
 from dstbench.reports.load import Loaded, frame, load
@@ -91,23 +88,18 @@ def write(
 def replaced(out: Path) -> Iterator[Path]:
     """A folder within `out`, whose files take their places in `out` at the end, or go if something fails."""
     out.mkdir(parents=True, exist_ok=True)
-    new = out / f".new.{os.getpid()}"
     for left in out.glob(".new.*"):
-        pid = left.name.removeprefix(".new.")
-        if left == new or not re.fullmatch(r"[0-9]{1,9}", pid) or not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(left, ignore_errors=True)
+    new = out / f".new.{os.getpid()}"
     try:
         new.mkdir()
         yield new
-        made = {path: out / path.relative_to(new) for path in sorted(new.rglob("*"))}
-        files = {path: place for path, place in made.items() if not path.is_dir()}
-        for place in (place for path, place in made.items() if path not in files):  # what can fail comes first
-            place.mkdir(exist_ok=True)
-        for place in files.values():
-            if place.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
-        for path, place in files.items():
-            path.replace(place)
+        for path in sorted(new.rglob("*")):
+            place = out / path.relative_to(new)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                path.replace(place)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(out)) from error
     finally:
@@ -129,16 +121,16 @@ def _write(out: Path, runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Ma
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
     about = _about(runs, loaded, names)
-    printed = [literature.table(beside)] * bool(len(beside))
+    known = [literature.table(beside)] * bool(len(beside))
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
     shown = [
         t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
     ]
     text = "\n".join(
-        ["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), *printed, speed.table, *about)]]
+        ["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), *known, speed.table, *about)]]
     )
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
-    (out / "index.html").write_text(_render(parts, printed, speed, about, runs, loaded), encoding="utf-8")
+    (out / "index.html").write_text(_render(parts, known, speed, about, runs, loaded), encoding="utf-8")
     short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
     return "\n\n".join(t.text() for t in short)
 

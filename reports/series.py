@@ -149,7 +149,7 @@ def architecture(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], most:
     found: list[tuple[float, list[dict[str, Any]]]] = []
     for row in each(top.sort_values("seed", kind="stable").drop_duplicates(["task", "method"])):
         units: dict[str, Any] = (records[row.run].get("curve") or {}).get("active_units") or {}
-        sizes = [] if not units or not units["step"] else [n for n in units["of"].values() if n]
+        sizes = [n for n in units["of"].values() if n] if units.get("step") else []
         if not sizes or len(sizes) != len(units["of"]):
             continue
         panel = f"{row.task}, {row.method}, {level(row.sparsity).text}"
@@ -159,7 +159,7 @@ def architecture(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], most:
             for position, (name, counts) in enumerate(units["layers"].items())
             for step, active in zip(units["step"], counts, strict=True)
         ]  # fmt: skip
-        last = [found["share"] for found in rows if found["step"] == units["step"][-1]]
+        last = [one["share"] for one in rows if one["step"] == units["step"][-1]]
         if min(last) <= PRUNED:
             found.append((sum(last) / len(last), rows))
     shown = [row for _, rows in sorted(found, key=lambda pair: pair[0])[:most] for row in rows]
