@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dstbench.suite import plantext, values
 from dstbench.suite.plantext import PlanError, Where
+from dstbench.suite.plugins import FAILURES, why
 from dstbench.suite.registry import Broken, Entry, Files, RegistryError, find, nested
 from dstbench.suite.words import shown
 
@@ -75,7 +76,7 @@ class Definition(BaseModel):
         """What differs from the defaults, as JSON has it: a default that is added later changes no identity."""
         found = self.model_dump(exclude_defaults=True)
         data = found["data"]
-        return found | {"data": data["name"] if data.keys() == {"name"} else data}
+        return values.plain(found | {"data": data["name"] if data.keys() == {"name"} else data})
 
     def entry(self, origin: str) -> Entry:
         """Its entry for the registry."""
@@ -109,11 +110,15 @@ def composer() -> Any:
 
 def load(entry: Entry) -> Any:
     """The task of an entry that has a definition; Broken says what does not fit, DataError what is not there."""
+    from dstbench.suite.task import DataError
+
     module, _, attribute = entry.target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute).of(entry.definition)
-    except (ValueError, TypeError) as error:
-        text = str(error)
+    except DataError:
+        raise
+    except FAILURES as error:
+        text = str(error) if isinstance(error, ValueError | TypeError) else why(error)
         raise Broken(text if text.startswith(entry.name) else f"{entry.name}: {text}") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dstbench.suite import values
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.registry import RegistryError, nested
 from dstbench.suite.task import Batch, Task
@@ -167,6 +168,9 @@ def _recipe(name: str, standard: Recipe, kind: str, wanted: dict[str, Any], fact
     """The standard recipe with what the definition has in its place, epochs as steps."""
     epochs = wanted.pop("epochs", None)
     try:
+        wanted, wrong = values.check(f"{name}.recipe", standard, wanted)
+        if wrong:
+            raise ValueError("; ".join(wrong.values()))
         recipe = replace(standard, **{"optimizer": kind, **nested(standard, wanted)})
         if epochs is None:
             return recipe
