@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import getpass
+import multiprocessing
 import os
 import sys
 import threading
@@ -19,7 +20,9 @@ def name_user() -> None:
 
 
 def leave(status: int) -> None:
-    """End the process, whatever threads a plugin has started in it."""
+    """End the process, whatever threads and processes a plugin has started in it."""
+    for child in multiprocessing.active_children():
+        child.kill()
     if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):

@@ -49,13 +49,10 @@ class SmallDense(Method):
         self.gap = 1
 
     def skip(self, task: Task) -> str | None:
-        example = task.example()
-        for width in (0.5, 1 / STEPS):
-            try:
-                SparseModel(task.build(0, width), example, task.dense)
-            except Exception as error:  # a network that knows its width by heart may raise anything
-                why = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                return f"there is no narrower network: {why} (width {width:.2g})"
+        try:
+            self.network(task, 0)
+        except ValueError as error:
+            return str(error)
         return None
 
     def network(self, task: Task, seed: int) -> nn.Module:
@@ -63,7 +60,11 @@ class SmallDense(Method):
 
         @cache
         def sizes(step: int) -> tuple[float, int]:
-            model = SparseModel(task.build(seed, step / STEPS), example, task.dense)
+            try:
+                model = SparseModel(task.build(seed, step / STEPS), example, task.dense)
+            except Exception as error:  # a network that knows its width by heart may raise anything
+                why = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"there is no narrower network: {why} (width {step / STEPS:.2g})") from error
             return cost(model, self.match, 1.0), model.maskable
 
         full = SparseModel(task.build(seed), example, task.dense)

@@ -154,13 +154,12 @@ def networks(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Table:
     rows: dict[tuple[str, ...], list[Cell]] = {}
     for row in each(runs):
         sparsity, flops = records[row.run].get("sparsity") or {}, records[row.run].get("flops") or {}
-        share = sparsity.get("maskable_share")
-        if not isinstance(share, (int, float)):
+        share, dense = sparsity.get("maskable_share"), sparsity.get("left_dense") or {}
+        if share is None:
             continue
-        dense = sparsity.get("left_dense") or {}
-        words = "; ".join(f"{name}: {why}" for name, why in list(dense.items())[:3]) if isinstance(dense, dict) else ""
+        words = "; ".join(f"{name}: {why}" for name, why in list(dense.items())[:3])
         words += f"; and {len(dense) - 3} more" * (len(dense) > 3)
-        said = "; ".join(str(block["warning"]) for block in (sparsity, flops) if block.get("warning"))
+        said = "; ".join(block["warning"] for block in (sparsity, flops) if block.get("warning"))
         marked = Cell(f"{100 * share:.1f}", share, "bad" if share < 0.5 else "")
         cells = [
             Cell(row.task),

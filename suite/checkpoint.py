@@ -75,10 +75,17 @@ def take(path: Path, key: str) -> tuple[dict[str, Any] | None, str]:
     try:
         return read(path, key), ""
     except Damaged as why:
-        aside = path.with_name(f"checkpoint.aside.{time.time_ns()}")
-        with suppress(OSError):
-            path.rename(aside)
-        return None, f"{path.name} was set aside as {aside.name}: {why}"
+        return None, aside(path, str(why))
+
+
+def aside(path: Path, why: str) -> str:
+    """Set a file aside that must not be used; what the record should say."""
+    to = path.with_name(f"checkpoint.aside.{time.time_ns()}")
+    try:
+        path.rename(to)
+    except OSError as error:
+        return f"{path.name} was not used, and not set aside ({error.strerror or error}): {why}"
+    return f"{path.name} was set aside as {to.name}: {why}"
 
 
 def _digest(file: Any, size: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dstbench.suite import logs, settings
 from dstbench.suite.plan import Run
-from dstbench.suite.processes import Child, room_for_sockets
+from dstbench.suite.processes import Child, room_for_sockets, serving
 from dstbench.suite.watch import LOST, Watch
 
 PRELOAD = (
@@ -167,6 +167,8 @@ class Local:
 
     def _serve(self, log: Path | None) -> None:
         """Start the forkserver, where none runs, or none any more."""
+        if serving():
+            return
         # Both are inherited; a Ctrl-C while it imports would make it print a traceback.
         with _blocking_interrupts(), logs.inherited(log) if log else nullcontext():
             multiprocessing.forkserver.ensure_running()

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from operator import methodcaller
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,26 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.dtype, torch.device, torch.Size)
-OWN = frozenset(vars(nn.Module()))  # attributes that every module has: parameters, buffers, hooks
+OWN = frozenset(vars(nn.Module()))  # attributes that every module has: parameters, buffers, hooks, mode
+PARTS = tuple(sorted(name for name in OWN - {"_buffers"} if isinstance(vars(nn.Module())[name], dict)))
+GRADIENTS = "requires_grad_"  # the place of those of a module's parameters, as no attribute is named
+NAMED = (FunctionType, type, ModuleType)  # are what they are called
+Place = tuple[str, str]  # path of a module, name of an attribute
 
 
 class Lasting:
-    """The state of a network's modules beside its parameters: buffers, `get_extra_state`, plain attributes.
+    """The state of a network's modules beside its parameters: buffers, `get_extra_state`, modes, plain attributes.
 
     It remembers the attributes that the network was built with: those that differ later belong into a checkpoint.
-    Numbers, texts, tensors and torch's generators, and lists, tuples and dicts of them, can be held by one.
+    Numbers, texts, tensors and torch's generators, and lists, tuples and dicts of them, can be held by one. Modules,
+    parameters and hooks that have come, gone or changed places cannot.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self.built = {place: _print(value, self._known()) for place, value in self._attributes()}
+        known = self._known = _Known(net)
+        self.built = {place: _print(value, known) for place, value in self._attributes()}
+        self.parts = dict(self._parts())  # and so none of them is freed, and its id another's
 
     def state(self) -> dict[str, Any]:
         """Buffers by name, whatever their shape; the modules' own states; changed attributes as dicts.
@@ -38,13 +46,12 @@ class Lasting:
         """
         buffers = [(f"{path}.{name}".lstrip("."), b) for path, m in self._modules() for name, b in m._buffers.items()]
         attributes = []
-        for (path, name), value in self._changed():
-            held = value.get_state() if isinstance(value, torch.Generator) else value
-            if not foreign(held):
+        for (path, name), value, why in self._changed():
+            if not why:
+                held = value.get_state() if isinstance(value, torch.Generator) else value
                 devices = {str(tensor.device) for tensor in _tensors(held)}
-                attributes.append(
-                    {"of": path, "name": name, "value": _map(_cut, held), "device": min(devices, default="")}
-                )
+                cut = _map(methodcaller("detach"), held)  # from the graph of its pass; what shares memory goes on to
+                attributes.append({"of": path, "name": name, "value": cut, "device": min(devices, default="")})
         extra = {path: extra for path, extra in self._extra() if not foreign(extra)}
         return {"buffers": dict(buffers), "extra": extra, "attributes": attributes}
 
@@ -58,22 +65,34 @@ class Lasting:
             self.net.get_submodule(path).set_extra_state(extra)
         for attribute in saved["attributes"]:
             module, name = self.net.get_submodule(attribute["of"]), attribute["name"]
-            if isinstance(there := getattr(module, name, None), torch.Generator):
+            if name == GRADIENTS:
+                for parameter, wanted in attribute["value"].items():
+                    module._parameters[parameter].requires_grad_(wanted)  # type: ignore[union-attr]
+            elif isinstance(there := getattr(module, name, None), torch.Generator):
                 there.set_state(attribute["value"])
             else:
                 setattr(module, name, _map(methodcaller("to", attribute["device"]), attribute["value"]))
 
     def forgets(self) -> list[str]:
         """What has changed in the modules and no checkpoint can hold, one text for each."""
-        lost = []
-        for (path, name), value in self._changed():
-            if (why := foreign(value)) and not isinstance(value, torch.Generator):
-                kind = type(self.net.get_submodule(path)).__name__
-                lost.append(f"attribute {name!r} of module {path or 'net'!r} ({kind}) changes and holds a {why}")
+        now, lost = dict(self._parts()), []
+        for place in sorted(now.keys() | self.parts.keys()):
+            before, parts = self.parts.get(place, {}), now.get(place, {})
+            others = [name for name in {**before, **parts} if before.get(name) is not parts.get(name)]
+            if others:
+                what = f"{place[1].strip('_').replace('_', ' ')} {', '.join(map(str, others[:5]))}"
+                lost.append(f"{what} of {self._called(place[0])}: they are not those that it was built with")
+        for (path, name), _, why in self._changed():
+            if why:
+                lost.append(f"attribute {name!r} of {self._called(path)} changes and holds a {why}")
         for path, extra in self._extra():
             if why := foreign(extra):
                 lost.append(f"get_extra_state() of module {path or 'net'!r} holds a {why}")
         return lost
+
+    def _called(self, path: str) -> str:
+        kind = type(dict(self._modules()).get(path)).__name__
+        return f"module {path or 'net'!r} ({kind})"
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield from self.net.named_modules()
@@ -83,36 +102,62 @@ class Lasting:
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 yield path, module.get_extra_state()
 
-    def _attributes(self) -> Iterator[tuple[tuple[str, str], Any]]:
+    def _parts(self) -> Iterator[tuple[Place, dict[Any, Any]]]:
+        """Parameters, modules and hooks of each module, by their names there."""
         for path, module in self._modules():
+            for name in PARTS:
+                if held := vars(module).get(name):
+                    yield (path, name), dict(held)
+
+    def _attributes(self) -> Iterator[tuple[Place, Any]]:
+        for path, module in self._modules():
+            yield (path, "training"), module.training
+            yield (path, GRADIENTS), {name: p.requires_grad for name, p in module._parameters.items() if p is not None}
             for name in sorted(vars(module).keys() - OWN):
                 yield (path, name), vars(module)[name]
 
-    def _changed(self) -> Iterator[tuple[tuple[str, str], Any]]:
-        known = self._known()
+    def _changed(self) -> Iterator[tuple[Place, Any, str]]:
+        """Attributes that are not as they were built, and what of each no checkpoint can hold, or ""."""
+        known = _Known(self.net, self._known.modules)
         for place, value in self._attributes():
-            if (print_ := _print(value, known)) is not None and print_ != self.built.get(place):
-                yield place, value
-
-    def _known(self) -> _Known:
-        return _Known(self.net)
+            print_ = _print(value, known)
+            if print_ is None and not isinstance(value, MethodType | BuiltinMethodType):
+                yield place, value, foreign(value) or type(value).__qualname__  # nobody can tell whether it changes
+            elif print_ != self.built.get(place):
+                yield place, value, "" if isinstance(value, torch.Generator) else foreign(value) or known.shared(value)
 
 
 class _Known:
     """What a network keeps in places of its own: an attribute may name it once more, but holds nothing by that."""
 
-    def __init__(self, net: nn.Module) -> None:
-        self.modules = {id(module): path for path, module in net.named_modules()}
+    def __init__(self, net: nn.Module, modules: Mapping[int, str] | None = None) -> None:
+        self.modules = {id(module): path for path, module in net.named_modules()} if modules is None else modules
         tensors = (*net.named_parameters(), *net.named_buffers())
         self.storages = {_storage(tensor): name for name, tensor in tensors}
 
-    def name(self, thing: Any) -> str | None:
-        """The name of a module, or of the tensor whose storage this one shares; also of what belongs to the suite."""
+    def name(self, thing: Any) -> Any:
+        """What tells a module, or a view of a tensor that is kept elsewhere, from others; None for all else.
+
+        Also for functions and classes, and for what belongs to the suite.
+        """
         if isinstance(thing, nn.Module):
             return self.modules.get(id(thing))
         if isinstance(thing, Tensor):
-            return self.storages.get(_storage(thing)) if thing.numel() else None
+            owner = self.owner(thing)
+            view = owner is not None and thing.layout == torch.strided
+            return (owner, thing.storage_offset(), *thing.shape, *thing.stride()) if view else owner
+        if isinstance(thing, NAMED):
+            return getattr(thing, "__module__", ""), getattr(thing, "__qualname__", thing.__name__)
         return type(thing).__qualname__ if type(thing).__module__.startswith("dstbench.suite.") else None
+
+    def owner(self, tensor: Tensor) -> str | None:
+        """The name of the parameter or buffer whose storage this tensor shares."""
+        return self.storages.get(_storage(tensor)) if tensor.numel() else None
+
+    def shared(self, value: Any) -> str:
+        """What a value shares memory with, or "": a checkpoint would hold a copy."""
+        owners = [name for tensor in _tensors(value) if (name := self.owner(tensor)) is not None]
+        return f"view of {owners[0]}" if owners else ""
 
 
 class _Printer(pickle.Pickler):
@@ -131,7 +176,7 @@ class _Printer(pickle.Pickler):
 
 
 def _print(value: Any, known: _Known) -> Any:
-    """What tells a value from another one; None for what cannot be looked into, such as a function."""
+    """What tells a value from another one; None for what cannot be looked into, such as a generator."""
     if type(value) in PLAIN:
         return type(value).__name__, str(value)
     file = io.BytesIO()
@@ -147,10 +192,11 @@ def foreign(value: Any) -> str:
     kind = type(value)
     if kind in PLAIN or kind in (Tensor, nn.Parameter):
         return ""
-    if isinstance(value, dict) and kind in (dict, OrderedDict, Counter):
-        return next(filter(None, (foreign(part) for pair in value.items() for part in pair)), "")
-    if kind in (list, tuple, set):
-        return next(filter(None, map(foreign, value)), "")
+    with suppress(RecursionError):  # it holds itself
+        if isinstance(value, dict) and kind in (dict, OrderedDict, Counter):
+            return next(filter(None, (foreign(part) for pair in value.items() for part in pair)), "")
+        if kind in (list, tuple, set):
+            return next(filter(None, map(foreign, value)), "")
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -167,11 +213,6 @@ def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     _map(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
     return found
-
-
-def _cut(tensor: Tensor) -> Tensor:
-    """Without the graph of the pass that made it."""
-    return tensor.detach().clone()
 
 
 def _put(module: nn.Module, name: str, value: Tensor | None, device: torch.device) -> None:

@@ -53,7 +53,8 @@ class Layer:
         self.streamed: Any = None
         self._reduce: Reduction | None = None
         self._uses = 0  # of the weight in the pass, whose gradients have not come yet
-        self.used = 0  # by calls of its modules in the pass: samples, positions and all
+        self.used = 0  # by calls of its modules in the forward pass: samples, positions and all
+        self.learned = 0  # by calls under grad, recomputation in the backward pass included
         self.met = False  # whether a training pass of the run has reached it
         self._stale = False
         self.plain = False  # all is read, computed and stored as it is: nothing to do around a pass
@@ -257,19 +258,20 @@ class Layer:
     def zero_grad(self) -> None:
         """Drop the gradient of the last pass, and what was made of it."""
         self._dense_grad = self.parameter.grad = self.streamed = None
-        self._uses = self.used = 0
+        self._uses = self.used = self.learned = 0
 
-    def reached(self, usual: int, samples: int) -> float:
-        """How much of its products the last pass computed, of `usual` uses; of one a sample, where none are known.
+    def reached(self, usual: tuple[int, int], samples: int) -> tuple[float, float]:
+        """How much of its products the last pass computed, forward and backward.
 
-        Where calls cannot tell, all or nothing: a weight that has no gradient was not reached.
+        Of the `usual` uses in the forward pass and under grad; of one a sample, where none are known. Where calls
+        cannot tell, all or nothing: a weight that has no gradient was not reached.
         """
-        if self.parameter.grad is None and self._dense_grad is None:
-            return 0.0
-        self.met = True
-        if not self.used or (not usual and self.positions):
-            return 1.0
-        return self.used / (usual or samples)
+        got = self.parameter.grad is not None or self._dense_grad is not None
+        self.met |= got
+        if not self.used or (not usual[0] and self.positions):
+            return float(got), float(got)
+        ahead = self.used / (usual[0] or samples)
+        return ahead, got * (self.learned / usual[1] if usual[1] else ahead)
 
     @torch.no_grad()
     def close(self) -> None:

@@ -68,10 +68,18 @@ def _named(file: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links: whoever makes the file has the lock, and writes it next
-        with suppress(FileExistsError), path.open("x") as lock:
-            lock.write(file.read_text())
-            return True
-        return False
+        text = file.read_text()
+        try:
+            lock = path.open("x")
+        except FileExistsError:
+            return False
+        try:
+            with lock:
+                lock.write(text)
+        except OSError:  # an empty one would stay
+            path.unlink(missing_ok=True)
+            raise
+        return True
 
 
 def _remove(path: Path, held: dict[str, Any] | None, pid: int) -> None:

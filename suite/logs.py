@@ -56,11 +56,19 @@ def kept(log: Path, title: str) -> Iterator[None]:
 
 @contextmanager
 def inherited(log: Path) -> Iterator[None]:
-    """Processes that are started meanwhile print to the end of this file; see `tidied`."""
+    """Processes that are started meanwhile print to the end of this file; see `tidied`.
+
+    Where it cannot be written, they print to where this one does.
+    """
+    try:
+        file = _opened(log)
+    except OSError:
+        yield
+        return
     _flush()
     before = [os.dup(descriptor) for descriptor in (1, 2)]
     try:
-        with _opened(log) as file:
+        with file:
             for descriptor in (1, 2):
                 os.dup2(file.fileno(), descriptor)
         yield

@@ -24,11 +24,12 @@ _living: list[bool] = []  # whether torch's fused attention was enabled, then on
 class SparseModel:
     """A network whose Linear, convolution and attention weights are Layers; a call runs the pass their masks declare.
 
-    `example` is one batch of inputs; `dense` are patterns (as in fnmatch) of layer names that no method may sparsify.
-    Weights that take no gradient, that a pass reads transformed, or that are shared with another kind of module (tied
-    embeddings), and depth-wise convolutions stay dense as well: `left_dense` says of each matrix that is no Layer why.
-    The network is changed in place: classes are swapped, parameters keep identity, state-dict keys stay. ValueError for
-    a pattern that matches nothing, RuntimeError where the network cannot run the example.
+    `example` is one batch of inputs; `dense` are patterns (as in fnmatch) of layer names that no method may sparsify;
+    adapters beside frozen weights are Layers where a pattern with "!" before it asks for them. Weights that take no
+    gradient, that a pass reads transformed, or that are shared with another kind of module (tied embeddings), and
+    depth-wise convolutions stay dense as well: `left_dense` says of each matrix that is no Layer why. The network is
+    changed in place: classes are swapped, parameters keep identity, state-dict keys stay. ValueError for a pattern that
+    matches nothing, RuntimeError where the network cannot run the example.
     """
 
     def __init__(self, net: nn.Module, example: Any, dense: Sequence[str] = (), kernel: str = "masked") -> None:
@@ -140,11 +141,14 @@ class SparseModel:
         """
         cost, passes = self.cost(), self.passes
         assert passes is not None
-        reached = {layer.key: layer.reached(passes.calls.get(layer.key, 0) * samples, samples) for layer in self.layers}
-        reached |= {n: 0.0 for n, p in self._others.items() if passes.weights.get(n) and p.grad is None}
+        reached = {}
+        for layer in self.layers:
+            calls, learned = (t.get(layer.key, 0) * samples for t in (passes.calls, passes.learned))
+            reached[layer.key] = layer.reached((calls, learned), samples)
+        reached |= {n: (0.0, 0.0) for n, p in self._others.items() if passes.weights.get(n) and p.grad is None}
         for layer in self.layers:
             layer.close()
-        usual = all(share == (key in passes.forward) for key, share in reached.items())
+        usual = all(shares == (key in passes.forward,) * 2 for key, shares in reached.items())
         return cost if usual else price(passes, self.layers, reached)
 
     @property

@@ -111,8 +111,11 @@ def expand(
     """The runs of a plan, each once, seed by seed; a method that trains every weight runs once per task and seed.
 
     Prepares the data of every task: DataError where it is missing. Broken for a method or a task that cannot be loaded,
-    and for a method that wraps such a one.
+    and for a method that wraps such a one; PlanError for a run that no record can hold.
     """
+    from dstbench.suite import record
+    from dstbench.suite.planfile import PlanError
+
     shared = Run("", "", budget=plan.budget, kernel=plan.kernel, device=resolve(plan.device), threads=plan.threads)
     data_root = None if data_root is None else str(Path(data_root).absolute())
     shared = replace(shared, allocator=plan.allocator, data_root=data_root, download=download)
@@ -126,6 +129,8 @@ def expand(
                 for sparsity in plan.sparsity if sparse else (None,):
                     files = tuple(dict.fromkeys((*method["plugins"], *task["plugins"])))
                     run = replace(shared, **{**task, **method, "plugins": files}, sparsity=sparsity, seed=seed)
+                    if run.key not in runs and (reason := record.refused(record.empty(run))):
+                        raise PlanError(f"{run.method} on {run.task} cannot be run, as no record can hold it: {reason}")
                     runs.setdefault(run.key, run)
     return list(runs.values())
 

@@ -35,7 +35,7 @@ class Plan(BaseModel):
     tasks: list[Named] = Field(min_length=1)
     sparsity: list[Share] = Field(default=[0.9], min_length=1)
     seeds: Annotated[list[int], BeforeValidator(fields.seeds)] = Field(default=[0], min_length=1)
-    budget: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    budget: Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)] = 1.0
     kernel: str = "masked"
     device: Annotated[str, BeforeValidator(fields.device)] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None

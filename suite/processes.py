@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -46,7 +48,7 @@ class Child:
     """A new process that calls `function(*arguments)`, sends what it returns or raises, and leaves at once.
 
     It waits for no thread and no process that the function has started: those end with it. It leads a session of its
-    own, dies with its parent, and processes that it starts are forked where the system can fork.
+    own, dies with its parent, and processes that it starts are forked where the system can fork safely.
     """
 
     def __init__(self, context: BaseContext, function: Callable[..., Any], *arguments: Any) -> None:
@@ -124,7 +126,7 @@ def _lead(theirs: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    if "fork" in multiprocessing.get_all_start_methods():
+    if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin":  # its libraries break by that
         # Else processes started there, a DataLoader's above all, import everything anew and find no plugin's classes.
         multiprocessing.set_start_method("fork", force=True)
     found, error = None, None
@@ -149,6 +151,14 @@ def _follow(parent: Any) -> None:
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
+
+
+def serving() -> bool:
+    """Whether this process has a forkserver that runs."""
+    pid = getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+    with suppress(psutil.Error):
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def room_for_sockets() -> bool:

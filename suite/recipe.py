@@ -48,7 +48,11 @@ class Recipe:
     def __post_init__(self) -> None:
         typed("recipe", self)
         for name in ("lr", "weight_decay"):
-            object.__setattr__(self, name, {kind: _rate(name, kind, r) for kind, r in getattr(self, name).items()})
+            if not isinstance(given := getattr(self, name), Mapping):
+                raise ValueError(
+                    f"recipe.{name} is {shown(given)}; give one for each kind: {{'sgd': ..., 'adam': ...}}"
+                )
+            object.__setattr__(self, name, {kind: _rate(name, kind, r) for kind, r in given.items()})
         for name, choices in (("optimizer", KINDS), ("precision", ("fp32", "bf16", "fp16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -116,7 +120,10 @@ class Recipe:
 
 
 def _rate(name: str, kind: str, value: Any) -> float:
-    found = value if type(value) is int else number(value, f"recipe.{name}[{kind!r}] is")
+    try:
+        found = value if type(value) is int else number(value, f"recipe.{name}[{kind!r}] is")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     if not math.isfinite(found):
         raise ValueError(f"recipe.{name}[{kind!r}] is {found}; give a finite number")
     return found

@@ -64,13 +64,17 @@ def write(record: Mapping[str, Any], results: str | Path) -> Path:
 
     Raises:
         Unwritable: the folder cannot be written.
-        ValueError: a number is not finite, or a field is none that `read` would take.
+        ValueError: what `refused` says of it, or a number is not finite.
     """
     # A plugin may have hyper-parameters of any type.
-    whole = json.loads(json.dumps(record, allow_nan=False, default=str))
+    try:
+        whole = json.loads(json.dumps(record, allow_nan=False, default=str))
+    except RecursionError:
+        raise ValueError(f"the record is nested deeper than {DEEPEST} levels") from None
     for name, part in (("reason", slice(LONGEST)), ("traceback", slice(-4 * LONGEST, None))):
         whole["status"][name] = (whole["status"][name] or "")[part]
-    schema.validate(whole)
+    if reason := refused(whole):
+        raise ValueError(reason)
     whole["digest"] = digest(whole)
     folder, key = folder_of(results), whole["id"]["key"]
     temporary = folder / f".{key}.{os.getpid()}.tmp"
@@ -88,6 +92,21 @@ def write(record: Mapping[str, Any], results: str | Path) -> Path:
         raise Unwritable(f"{folder}: the record of run {key} cannot be written: {error.strerror or error}") from error
     _sync(folder)
     return path
+
+
+def refused(record: Mapping[str, Any]) -> str:
+    """Why `read` would not take this record, beginning with the name of the block that is at fault; "" if it would."""
+    try:
+        for name, block in record.items():
+            _shallow(block, name, DEEPEST - 1)
+        _checked(record, record["id"]["key"])
+    except ValueError as error:
+        return str(error)
+    if len(json.dumps(record, indent=1, default=str)) <= LARGEST - 1000:  # a digest comes on top
+        return ""
+    sizes = {name: len(json.dumps(block, indent=1, default=str)) for name, block in record.items()}
+    name = max(sizes, key=sizes.__getitem__)
+    return f"{name} is {sizes[name] / 2**20:.0f} MiB; a whole record has {LARGEST // 2**20} at most"
 
 
 def digest(record: Mapping[str, Any]) -> str:
@@ -110,20 +129,12 @@ def read(path: Path) -> dict[str, Any]:
     record = _parsed(path)
     if not isinstance(record, dict):
         raise ValueError(f"not a record: it holds {type(record).__name__}, an object was expected")
-    if _too_deep(record):
-        raise ValueError(f"corrupt: nested deeper than {DEEPEST} levels")
+    _shallow(record, "corrupt: it", DEEPEST)
     if (name[3] or "digest" in record) and not _whole(record, name[3] or ""):
         raise ValueError("damaged or changed by hand: its digest is not that of its content")
     record.pop("digest", None)
     record = schema.upgrade(record)
-    schema.validate(record)
-    identity = {k: v for k, v in record["id"].items() if k != "key"}
-    if record["id"]["key"] != name[1]:
-        raise ValueError(f"id.key is {shown(record['id']['key'])} but the file is named for {name[1]!r}")
-    if key_of(identity) != name[1]:
-        raise ValueError(
-            "the identity is not the one that its key was made of: it was changed by hand, or is no record"
-        )
+    _checked(record, name[1])
     return _printable(schema.filled(record))
 
 
@@ -154,11 +165,6 @@ def load(results: str | Path) -> tuple[list[dict[str, Any]], list[tuple[Path, st
     """The newest readable attempt of each key, and what was set aside: (path, reason)."""
     found = scan(results)
     return [record for _, record in found.newest.values()], found.set_aside
-
-
-def done(results: str | Path) -> dict[str, str]:
-    """Key -> status of every finished run; an interrupted run is not finished."""
-    return finished(load(results)[0])
 
 
 def finished(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -228,11 +234,23 @@ def _finite(text: str) -> float:
     return value
 
 
-def _too_deep(value: Any) -> bool:
+def _checked(record: Mapping[str, Any], key: str) -> None:
+    """ValueError for what is no record of the run of this key."""
+    schema.validate(record)
+    if record["id"]["key"] != key:
+        raise ValueError(f"id.key is {shown(record['id']['key'])} but the file is named for {key!r}")
+    if key_of({k: v for k, v in record["id"].items() if k != "key"}) != key:
+        raise ValueError(
+            "the identity is not the one that its key was made of: it was changed by hand, or is no record"
+        )
+
+
+def _shallow(value: Any, name: str, most: int) -> None:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(most):
         level = [x for v in level for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
-    return bool(level)
+    if level:
+        raise ValueError(f"{name} is nested deeper than {DEEPEST} levels")
 
 
 def _whole(record: Mapping[str, Any], beginning: str) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
+import re
 import shutil
 import sys
 import time
@@ -18,26 +17,21 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from dstbench.suite import checkpoint, definitions, machine, record, registry, settings, sources
+from dstbench.suite import checkpoint, definitions, machine, record, registry, schema, settings, sources
+from dstbench.suite.achieved import achieved, not_counted
+from dstbench.suite.keepsake import crosscheck, hashes, save_model, suite_hash, values
 from dstbench.suite.kernels import allocator
-from dstbench.suite.lasting import content
 from dstbench.suite.meters import energy
-from dstbench.suite.meters.crosscheck import counted, ptflops_macs
-from dstbench.suite.meters.flops import measure
 from dstbench.suite.meters.memory import model_bytes
 from dstbench.suite.method import Method
-from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import Run, own_data
 from dstbench.suite.task import Task
 from dstbench.suite.train import Diverged, Training
-from dstbench.suite.values import number, plain, stored
+from dstbench.suite.values import plain, stored
 from dstbench.suite.words import printable, told
 
 CHECKPOINT_SECONDS = 2.0  # at least, from one checkpoint to the next, and
 CHECKPOINT_SHARE = 0.03  # at most, of a run's time
-TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
-GRAIN = 0.05  # or one unit of a method's structure, where that is no more than this share of it
-HALF = 0.5  # of all parameters: where fewer can be sparse, the record warns
 
 
 def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_method: str = "") -> str:
@@ -80,14 +74,7 @@ class _Execution:
             memory = isinstance(why, RuntimeError) and "can't allocate memory" in told(why)
             status = self._fail("oom" if memory else "error", why)
         self.record["status"].update(status)
-        faults: list[str] = []
-        self.record = stored(self.record, faults)
-        if faults:
-            said = self.record["status"]
-            said["name"] = "error" if said["name"] == "ok" else said["name"]
-            said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
-            for block in {fault.partition(" ")[0].partition(".")[0] for fault in faults} & {*record.BLOCKS}:
-                self.record[block] = None
+        self._make_storable()
         self.record["stamps"].update(finished=datetime.now(UTC).isoformat(timespec="seconds"), resumed=self.resumed)
         try:
             record.write(self.record, self.results)
@@ -96,6 +83,27 @@ class _Execution:
             record.write(self.record, self.results)
         shutil.rmtree(self.work, ignore_errors=True)
         return self.record["status"]["name"]
+
+    def _make_storable(self) -> None:
+        """Drop what no record can hold, block by block, and say so: all else of the run is kept."""
+        faults: list[str] = []
+        # The key was made of the identity as it is.
+        self.record = {**stored(self.record, faults), "id": self.record["id"]}
+        for fault in faults:
+            self._drop(fault)
+        while (fault := record.refused(self.record)) and self._drop(fault):
+            faults.append(fault)
+        if faults:
+            said = self.record["status"]
+            said["reason"] = f"{said['reason']} the record cannot hold {'; '.join(faults[:5])}".strip()
+
+    def _drop(self, fault: str) -> bool:
+        """Make the block null that a fault begins with; False where it is none that may be, or is already."""
+        said, block = self.record["status"], re.findall(r"^\w*", fault)[0]
+        said["name"] = "error" if said["name"] == "ok" else said["name"]
+        there = block in record.BLOCKS and self.record[block] is not None
+        self.record |= {block: None} if there else {}
+        return there
 
     def _fail(self, name: str, why: BaseException) -> dict[str, str]:
         lines = [printable(line) for line in traceback.format_exc().strip().splitlines()]
@@ -116,7 +124,7 @@ class _Execution:
         if reason := method.skip(task):
             return {"name": "skipped", "reason": printable(str(reason))}
         task.prepare()
-        training = Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
+        training = self._training(task, method)
         out["params"] = {
             "method": plain(method.hyperparameters()),
             "recipe": plain(asdict(training.recipe)),
@@ -129,16 +137,20 @@ class _Execution:
         for meter in self.meters:
             meter.start()
         try:
-            self._resume_or_setup(training)
+            training = self._begun(training)
             training.run(after=lambda: self._checkpoint(training))
             self._save(training)  # what comes next is repeated as a whole
-            method.finish()
+            training.method.finish()
             status = self._judge(training)
         finally:
             self._measure(training)
         if run.save_models:
             save_model(training.model, self.results / "models" / f"{run.key}.safetensors")
         return status
+
+    def _training(self, task: Task, method: Method) -> Training:
+        run = self.run
+        return Training(task, method, run.seed, budget=run.budget, device=run.device, kernel=run.kernel)
 
     def _judge(self, training: Training) -> dict[str, str]:
         """Score, sparsity and hashes at the last step, and the status that follows from them."""
@@ -152,12 +164,12 @@ class _Execution:
             raise Diverged(f"{', '.join(lost[:3])} of the network is not finite after the last step")
         scores = {split: training.evaluate(split) for split in ("valid", "test")}
         for split, score in scores.items():
-            if not math.isfinite(score):
+            if not abs(score) <= schema.LARGEST:  # or it is NaN
                 raise Diverged(f"the metric {task.metric} on {split} is {score} after the last step")
         training.curve["valid"][-1] = scores["valid"]
         out["score"] = {**task.judged(), **scores, "step": training.t}
         out["hashes"] = hashes(model)
-        out["sparsity"] = sparsity = self._sparsity(training)
+        out["sparsity"] = sparsity = achieved(training, self.run.sparsity)
         empty = [layer.name for layer in model.layers if not layer.nnz()]
         if empty:
             return {"name": "collapsed", "reason": f"no weight left in {', '.join(empty)}"}
@@ -165,39 +177,6 @@ class _Execution:
             reason = f"{sparsity['active_weights']} weights are active, the target is {sparsity['target_weights']}"
             return {"name": "off_target", "reason": reason}
         return {"name": "ok", "reason": ""}
-
-    def _sparsity(self, training: Training) -> dict[str, Any]:
-        model, target, grain = training.model, self.run.sparsity, number(training.method.grain, "grain is")
-        active = sum(layer.nnz() for layer in model.layers)
-        wanted = None if target is None else round((1 - target) * model.maskable)
-        parameters = sum(p.numel() for p in model.net.parameters())
-        stored = sum(layer.parameter.numel() for layer in model.layers)
-        everything = parameters - stored + model.maskable
-        return {
-            "target": target,
-            "achieved": 1 - active / max(1, model.maskable),
-            "target_weights": wanted,
-            "active_weights": active,
-            "maskable": model.maskable,
-            "parameters": everything,
-            "explored": training.explored.share,
-            "of_parameters": (model.maskable - active) / everything,
-            "maskable_share": model.maskable / max(1, everything),
-            "left_dense": model.left_dense,
-            "never_reached": (idle := [layer.name for layer in model.layers if not layer.met]),
-            "warning": left_out(model.maskable / max(1, everything), model, idle),
-            "on_target": wanted is None or abs(active - wanted) <= slack(wanted, grain),
-            "layers": {
-                y.name: {
-                    "density": y.density,
-                    "numel": y.numel,
-                    "kernel": y.kernel.name,
-                    "route": y.kernel.route(y),
-                    "fallback": y.fallback,
-                }
-                for y in model.layers
-            },
-        }
 
     def _measure(self, training: Training) -> None:
         """What the run has spent so far: also of one that failed on its way."""
@@ -233,27 +212,41 @@ class _Execution:
 
     def _made_by(self) -> list[str]:
         code = self.record["code"]
-        return [code["method_source"], code["task_source"], str(torch.__version__)]
+        return [code["method_source"], code["task_source"], suite_hash(), str(torch.__version__)]
 
     @property
     def _file(self) -> Path:
         return self.work / "checkpoint.pt"
 
-    def _resume_or_setup(self, training: Training) -> None:
+    def _begun(self, training: Training) -> Training:
+        """The training as its checkpoint left it, or a new one after its `setup`, where there is none to go on from."""
         self.saved_at, self.saving = time.monotonic(), 0.0
         saved, note = checkpoint.take(self._file, self.run.key)
-        if saved and (self._ended(saved["attempt"]) or saved["made_by"] != self._made_by()):
-            # Half of one version and half of another would be neither's result.
-            note = "" if self._ended(saved["attempt"]) else f"{self._file.name} was made by other code"
+        if saved and self._ended(saved["attempt"]):
             saved = None
+        elif saved and saved["made_by"] != self._made_by():
+            # Half of one version and half of another would be neither's result.
+            saved, note = None, checkpoint.aside(self._file, "it was made by other code")
+        if saved:
+            try:
+                training.load(saved["training"])
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as why:  # a network that makes parts of itself later may lack them now
+                saved, note = None, checkpoint.aside(self._file, f"it cannot be loaded: {told(why)}")
+                training = self._training(*build(self.run))  # this one may be half of each
         if note:
-            self.record["stamps"]["checkpoint"] = f"{note}; the run began afresh"
+            self._note(f"{note}; the run began afresh")
         if saved is None:
             training.setup()
-            return
-        training.load(saved["training"])
-        self.resumed = saved["resumed"] + 1
-        self.used = saved["energy"]
+        else:
+            self.resumed, self.used = saved["resumed"] + 1, saved["energy"]
+        return training
+
+    def _note(self, text: str) -> None:
+        stamps = self.record["stamps"]
+        if text not in (before := stamps.get("checkpoint") or ""):
+            stamps["checkpoint"] = "; ".join(filter(None, (before, text)))
 
     def _ended(self, attempt: int) -> bool:
         """Whether a process of this attempt, or of a later one, wrote a record and died before its clean-up.
@@ -271,82 +264,17 @@ class _Execution:
             self._save(training)
 
     def _save(self, training: Training) -> None:
+        started = time.monotonic()
         if forgotten := training.forgets():  # older checkpoints, before that, still hold all
             if "unsaved" not in self.record["stamps"]:
                 self.record["stamps"]["unsaved"] = forgotten[:5]
                 print(f"no checkpoint from step {training.t} on: {'; '.join(forgotten)}", file=sys.stderr)
-            return
-        started = time.monotonic()
-        state = {"key": self.run.key, "made_by": self._made_by(), "attempt": self.attempt}
-        state |= {"training": training.state(), "resumed": self.resumed, "energy": energy.state(self.meters, self.used)}
-        try:
-            checkpoint.write(self._file, state)
-        except OSError as why:  # a run can do without
-            self.record["stamps"]["checkpoint"] = f"one could not be written: {why.strerror or why}"
+        else:
+            state = {"key": self.run.key, "made_by": self._made_by(), "attempt": self.attempt}
+            state |= {"training": training.state(), "resumed": self.resumed}
+            try:
+                checkpoint.write(self._file, {**state, "energy": energy.state(self.meters, self.used)})
+            except OSError as why:  # a run can do without
+                self._note(f"one could not be written: {why.strerror or why}")
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - started
-
-
-def slack(wanted: int, grain: float) -> float:
-    """How many weights a run may end away from its target."""
-    return max(1, TOLERANCE * wanted, min(grain, GRAIN * wanted))
-
-
-def left_out(share: float, model: SparseModel, idle: list[str]) -> str:
-    """The warnings that sparsity is that of a small part of the network, or in part of weights that no pass reads."""
-    few = f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}" if share < HALF else ""
-    never = f"no training pass reached {', '.join(idle)}" if idle else ""
-    return "; ".join(filter(None, (few, never)))
-
-
-def not_counted(calls: Mapping[str, int]) -> str:
-    """The warning that FLOPs lack operations, by name; "" where they lack none."""
-    found = ", ".join(f"{name} ({count} call{'s' * (count > 1)})" for name, count in calls.items())
-    return f"FLOPs lack operations without a formula: {found}" if found else ""
-
-
-def values(model: SparseModel) -> dict[str, torch.Tensor]:
-    """Every parameter (a Layer's dense) and buffer by its name in the state dict."""
-    layers = {layer.key: layer for layer in model.layers}
-    found = {n: layers[n].weight if n in layers else p.detach() for n, p in model.net.named_parameters()}
-    return {**found, **dict(model.net.named_buffers())}
-
-
-def hashes(model: SparseModel) -> dict[str, str]:
-    """sha256 of all weights and buffers (dense values), and of all masks."""
-    weights, masks = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in sorted(values(model).items()):
-        weights.update(name.encode() + content(tensor))
-    for layer in sorted(model.layers, key=lambda layer: layer.key):
-        for mask in (layer.forward_mask, layer.grad_mask):
-            masks.update(layer.key.encode() + (b"all" if mask is None else content(mask)))
-    return {"weights": weights.hexdigest(), "masks": masks.hexdigest()}
-
-
-def crosscheck(task: Task) -> dict[str, Any]:
-    """Our dense forward count, FLOPs per sample, beside FlopCounterMode's and ptflops'; None where one failed."""
-    found: dict[str, Any] = dict.fromkeys(("forward", "torch", "torch_difference", "ptflops", "difference"))
-    with contextlib.suppress(Exception):  # a second opinion that cannot be had costs no run its result
-        net, example = task.build(0), task.example()
-        found["forward"] = ours = measure(net, example).inference.ahead
-        found["torch"] = counted(net, example)
-        found["torch_difference"] = found["torch"] / ours - 1
-        macs = ptflops_macs(net, example)
-        if macs is not None:
-            found |= {"ptflops": 2 * macs, "difference": 2 * macs / ours - 1}
-    return found
-
-
-def save_model(model: SparseModel, path: Path) -> None:
-    """Weights (dense, zeros included) and masks as one safetensors file; a mask's name is the weight's plus "#mask"."""
-    from safetensors.torch import save_file
-
-    masks = {f"{y.key}#mask": y.forward_mask for y in model.layers if y.forward_mask is not None}
-    tensors = {**values(model), **masks}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, str(temporary))
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -51,12 +51,16 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "valid": (*NUMBER, NULL),
         "test": (*NUMBER, NULL),
     },
-    "sparsity": {"target": (*NUMBER, NULL), "achieved": NUMBER, "on_target": (bool, NULL), "layers": (dict,)},
+    "sparsity": {
+        **{"target": (*NUMBER, NULL), "achieved": NUMBER, "on_target": (bool, NULL), "layers": (dict,)},
+        **{"maskable_share": (*NUMBER, NULL), "left_dense": (dict, NULL), "never_reached": (list, NULL)},
+        "warning": (str, NULL),
+    },
     "flops": {
         **dict.fromkeys(("total", "papers", "inference", "dense_total", "dense_inference"), NUMBER),
         **dict.fromkeys(("ratio", "papers_ratio"), (*NUMBER, NULL)),
         **dict.fromkeys(("setup", "charged", "dense_gradient_steps"), NUMBER),
-        "source": (str,),
+        **{"source": (str,), "uncounted": (dict, NULL), "warning": (str, NULL)},
     },
     "time": {
         **dict.fromkeys(("wall", "train"), NUMBER),
@@ -80,6 +84,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "resumed": (int, NULL),
         "shared": (bool, NULL),
         "checkpoint": (str, NULL),
+        "unsaved": (list, NULL),
     },
 }
 ALWAYS = ("id", "status")

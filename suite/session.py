@@ -68,13 +68,16 @@ def train(session: Session) -> tuple[str, list[str]]:
             tidy(session.results, session.records)
         return "", []
     with lock(session.results):
-        tidy(session.results, session.records)
-        before = {path for path, _ in record.scan(session.results).newest.values()}
+        tidy(session.results, session.records, {run.key for run in session.left})
+        before = {path for run in session.left for path in record.paths(session.results, run.key)}
         modules = sources.modules(name for run in session.left for name in (run.method, run.task))
         local = Local(session.jobs, session.threads, ("sklearn.datasets", *modules))
         progress.follow(local, session.left, session.results)
-        newest = record.scan(session.results).newest
-    made = {key: found["status"]["name"] for key, (path, found) in newest.items() if path not in before}
+    made: dict[str, str] = {}
+    for run in session.left:
+        for path in record.paths(session.results, run.key):
+            with suppress(ValueError):
+                made |= {run.key: record.read(path)["status"]["name"]} if path not in before else {}
     counts = Counter(made.get(run.key, "lost") for run in session.left)
     lost = [run for run in session.left if run.key not in made]
     lines = [

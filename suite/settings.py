@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any
 
 CUDNN = ("benchmark", "deterministic", "allow_tf32")
+ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 _paths: list[str] = []  # what plugins have added to sys.path in this process
 _variables: dict[str, str | None] = {}  # the environment's variables that plugins have changed, as they were
 
@@ -22,10 +24,10 @@ def kept() -> Iterator[None]:
     """Set back what foreign code sets meanwhile: signal handlers, working directory, chance, torch's settings.
 
     What it adds to the search path and to the environment it may need later: that stays in this process, and is kept
-    from others (see `untouched`). What it does to modules cannot be taken back.
+    from others (see `untouched`). So do filters of warnings. What it does to modules cannot be taken back.
     """
     path, variables, streams = list(sys.path), dict(os.environ), (sys.stdout, sys.stderr)
-    taken = [restore for take in (_directory, _signals, _chance, _torch) for restore in take()]
+    taken = [restore for take in (_directory, _signals, _process, _numbers, _torch) for restore in take()]
     try:
         yield
     finally:
@@ -89,45 +91,49 @@ def _signals() -> Iterator[Callable[[], object]]:
                 yield partial(_back, partial(signal.getsignal, number), partial(signal.signal, number), handler)
 
 
-def _chance() -> Iterator[Callable[[], object]]:
-    state, limit = random.getstate(), sys.getrecursionlimit()
-    yield lambda: random.setstate(state)
-    yield lambda: sys.setrecursionlimit(limit)
-    if numpy := sys.modules.get("numpy"):
-        numbers = numpy.random.get_state()
-        yield lambda: numpy.random.set_state(numbers)
+def _process() -> Iterator[Callable[[], object]]:
+    mask = os.umask(0o77)
+    os.umask(mask)
+    yield partial(os.umask, mask)
+    yield gc.enable if gc.isenabled() else gc.disable
+    yield partial(sys.setrecursionlimit, sys.getrecursionlimit())
+
+
+def _numbers() -> Iterator[Callable[[], object]]:
+    import numpy
+
+    yield partial(random.setstate, random.getstate())
+    yield partial(numpy.random.set_state, numpy.random.get_state())
+    yield partial(lambda errors: numpy.seterr(**errors), numpy.geterr())
 
 
 def _torch() -> Iterator[Callable[[], object]]:
-    """As torch is set, or will be when it is loaded."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield _torch_as_loaded
-        return
-    backends = torch.backends.cudnn, torch.backends.mkldnn
+    import torch
+
+    backends, cuda = torch.backends, torch.backends.cuda
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for get, put in (
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),  # also whether it warns alone
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-        *((partial(getattr, backends[0], n), partial(setattr, backends[0], n)) for n in CUDNN),
-        (partial(getattr, backends[1], "enabled"), partial(setattr, backends[1], "enabled")),
+        (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+        *((partial(torch.is_autocast_enabled, k), partial(torch.set_autocast_enabled, k)) for k in kinds),
+        *((partial(torch.get_autocast_dtype, k), partial(torch.set_autocast_dtype, k)) for k in kinds),
+        *((getattr(cuda, f"{n}_sdp_enabled"), getattr(cuda, f"enable_{n}_sdp")) for n in ATTENTION),
+        *((partial(getattr, backends.cudnn, n), partial(setattr, backends.cudnn, n)) for n in CUDNN),
+        (partial(getattr, backends.mkldnn, "enabled"), partial(setattr, backends.mkldnn, "enabled")),
     ):
         yield partial(_back, get, put, get())
     yield partial(torch.set_rng_state, torch.get_rng_state())
-    yield partial(torch.set_flush_denormal, False)
+    if torch.cuda.is_initialized():
+        yield partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    yield partial(torch.set_flush_denormal, False)  # torch's default: nobody can ask for what is set
 
 
 def _back(get: Callable[[], Any], put: Callable[[Any], object], value: Any) -> None:
     if get() != value:
         put(value)
-
-
-def _torch_as_loaded() -> None:
-    if torch := sys.modules.get("torch"):
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
-        torch.set_grad_enabled(True)

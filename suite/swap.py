@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dstbench.suite.kernels.base import Activation
 from dstbench.suite.layer import Layer
-from dstbench.suite.weights import uses
+from dstbench.suite.weights import not_in_backward, uses
 
 PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # of one input; a subclass may have a forward of its own
 
@@ -48,7 +48,9 @@ def _swapped(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
     def count(self: nn.Module, inputs: Any, out: Any) -> None:
         layer = own(self)
         if layer is not None and not torch.compiler.is_compiling():
-            layer.used += uses(self, inputs, out) or 0
+            now = uses(self, inputs, out) or 0
+            layer.used += now * not_in_backward()
+            layer.learned += now * torch.is_grad_enabled()
 
     def plain(self: nn.Module, input: Tensor, act: Activation = None) -> Tensor:
         layer = masked(self)

@@ -29,7 +29,8 @@ class DataError(Exception):
 class Task:
     """What is trained and how it is judged; a subclass says where batches come from.
 
-    `dense` are patterns of layers that no method may sparsify. `chance` is the metric of guessing, `target` the value
+    `dense` are patterns of layers that no method may sparsify; "!*lora*" asks for adapters beside frozen weights, which
+    else stay dense too. `chance` is the metric of guessing, `target` the value
     that cost-to-target boards aim at. `root` and `download` say where data lies and whether the network may be asked;
     they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from dstbench.suite.meters.flops import FlopBook, FlopMeter
 from dstbench.suite.meters.memory import MemoryMeter
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
+from dstbench.suite.schema import LARGEST
 from dstbench.suite.task import Batch, Task
 from dstbench.suite.values import number
 from dstbench.suite.words import shown
@@ -71,6 +73,7 @@ class Training:
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
+        self.model.net.train()
         self.lasting = Lasting(self.model.net)
         torch.manual_seed(seed)
         self.memory.start()
@@ -83,14 +86,14 @@ class Training:
         with FlopMeter() as meter, sdpa_kernel(SDPBackend.MATH):
             self.method.setup(self.gradients)
         self.book.setup += meter.total
-        self.book.uncounted |= meter.uncounted
+        self.book.uncounted = dict(meter.uncounted + Counter(self.book.uncounted))
+        self.model.net.train()
         self.model.zero_grad()
 
     def run(self, until: int | None = None, after: Callable[[], None] = lambda: None) -> None:
         """Train up to step `until` (default: all); `after` is called between steps. Raises Diverged."""
         method, clock, steps = self.method, self.clock, self.recipe.steps
         batches: Iterator[Batch] = iter(self.task.batches("train", self.seed, start=self.t))
-        self.model.net.train()
         while self.t < (steps if until is None else until):
             t = self.t
             with clock("train"):
@@ -101,7 +104,7 @@ class Training:
                 with clock("data"):
                     batch = self._move(self._next(batches, "train"))
                 loss = number(method.descend(batch), f"{self._name}: descend returned")
-                if not math.isfinite(loss):
+                if not abs(loss) <= LARGEST:  # or it is NaN
                     raise Diverged(f"the loss is {loss} at step {t} of {steps}")
                 self._observe()
                 if self.recipe.clip:
@@ -224,7 +227,7 @@ class Training:
         evaluate = not last and (t + 1) % math.ceil(steps / max(1, min(10, steps // 100))) == 0
         if evaluate or last or (t + 1) % max(1, steps // 100) == 0:
             valid = self.evaluate("valid") if evaluate else None
-            valid = valid if valid is None or math.isfinite(valid) else None  # the last one is judged
+            valid = valid if valid is None or abs(valid) <= LARGEST else None  # the last one is judged
             row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
             for name, value in row.items():
                 self.curve[name].append(value)

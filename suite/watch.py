@@ -62,7 +62,10 @@ class Watch:
             if code == SERVER_GONE and not late and not alone:
                 return LOST
             status, reason = self._why(late, code)
-        record.write(record.empty(self.run, status, reason), self.results)
+        try:
+            record.write(record.empty(self.run, status, reason), self.results)
+        except ValueError as error:  # it is missed at the end; the other runs go on
+            reason = f"{reason}; and no record can hold the run: {told(error)}"
         logs.add(logs.path(self.results, self.run.key), f"{status}: {reason}")
         return status
 

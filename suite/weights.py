@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -19,6 +21,7 @@ WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     _ConvNd: ("weight",),  # of one, two and three dimensions, transposed ones too
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
+ADAPTER = re.compile(r"(?:^|\.)(?:[^.]*_)?(?:lora|loha|lokr|vera|adapter)", re.IGNORECASE)  # names of modules
 Places = list[tuple[nn.Module, str]]  # where a parameter is: module and attribute
 
 
@@ -49,8 +52,16 @@ def uses(module: nn.Module, inputs: Any, output: Any) -> int | None:
     return None
 
 
+def not_in_backward() -> bool:
+    """Whether what runs is a forward pass, and not its recomputation."""
+    return int(torch._C._current_graph_task_id()) == -1  # as torch.utils.checkpoint asks
+
+
 def find(net: nn.Module, patterns: Sequence[str] = ()) -> Found:
-    """Sort the parameters of a network; ValueError for a pattern that matches no Linear, convolution or attention."""
+    """Sort the parameters of a network; ValueError for a pattern that matches no Linear, convolution or attention.
+
+    What a pattern matches stays dense; one that begins with "!" asks for adapters as Layers.
+    """
     places: dict[nn.Parameter, Places] = defaultdict(list)
     reasons: dict[nn.Parameter, str] = {}
     names = {parameter: name for name, parameter in net.named_parameters()}
@@ -68,6 +79,9 @@ def find(net: nn.Module, patterns: Sequence[str] = ()) -> Found:
                 reasons.setdefault(parameter, "a depth-wise convolution")
             elif not parameter.requires_grad:
                 reasons.setdefault(parameter, "frozen: it takes no gradient")
+            elif _adapts(net, path) and not _asked(patterns, layer_name(names[parameter])):
+                name = layer_name(names[parameter])
+                reasons.setdefault(parameter, f"an adapter beside frozen weights; the pattern '!{name}' asks for it")
             if attribute in weights_of(module):
                 matched.setdefault(layer_name(names[parameter]), names[parameter])
     _check(patterns, matched)
@@ -86,7 +100,7 @@ def find(net: nn.Module, patterns: Sequence[str] = ()) -> Found:
 
 def _check(patterns: Sequence[str], names: Mapping[str, str]) -> None:
     for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in names):
+        if not any(fnmatch(name, pattern.removeprefix("!")) for name in names):
             near = difflib.get_close_matches(pattern, names, 3) or list(names)[:5]
             raise ValueError(f"dense pattern {pattern!r} matches no layer; did you mean {', '.join(near)}?")
 
@@ -96,6 +110,18 @@ def _foreign(path: str, module: nn.Module, attribute: str) -> str:
     if ".parametrizations." in f".{path}":
         return "parametrised: the pass reads what is computed from it"
     return f"{attribute} of {type(module).__name__}, which is no Linear, convolution or attention"
+
+
+def _adapts(net: nn.Module, path: str) -> bool:
+    """Whether a module is part of an adapter by its name, and what the adapter is part of holds frozen matrices."""
+    if (named := ADAPTER.search(path)) is None:
+        return False
+    around = net.get_submodule(path[: named.start()])
+    return any(parameter.dim() > 1 and not parameter.requires_grad for parameter in around.parameters())
+
+
+def _asked(patterns: Sequence[str], name: str) -> bool:
+    return any(fnmatch(name, pattern[1:]) for pattern in patterns if pattern.startswith("!"))
 
 
 def _depthwise(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from dstbench.suite.task import DataError
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"}
 DECODER = 2  # raised when the same files give other pixels
+TRANSPARENT = "has transparent pixels; lay it on a background, and save it without alpha"
 Split = tuple[Tensor, Tensor]
 
 
@@ -68,16 +69,22 @@ def _saved(kept: Path, files: dict[str, list[tuple[Path, int]]], size: int) -> d
             whole = images.dtype == torch.uint8 and images.shape == (len(listed), 3, size, size)
             if not whole or labels.tolist() != [label for _, label in listed]:
                 return None
+            if saved["sha256"][split] != _sha256(images):
+                return None
     except Exception:  # whatever lies there: decode again
         return None
     return found
+
+
+def _sha256(images: Tensor) -> str:
+    return hashlib.sha256(images.numpy().data).hexdigest()
 
 
 def _save(decoded: dict[str, Split], kept: Path) -> None:
     """Keep the tensors for later calls, where folder and disk allow it."""
     part = kept.with_suffix(f".{os.getpid()}.part")
     try:
-        torch.save(decoded, part)
+        torch.save({**decoded, "sha256": {split: _sha256(images) for split, (images, _) in decoded.items()}}, part)
         part.replace(kept)
     except (OSError, RuntimeError):  # a read-only or full data root: the next process decodes again
         with suppress(OSError):
@@ -131,7 +138,9 @@ def _size(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        target = os.readlink(path) if path.is_symlink() else "a file that is gone"
+        if not path.is_symlink():
+            raise DataError(f"{path}: went while the folder was read; run again when nothing changes it") from error
+        target = os.readlink(path)
         raise DataError(f"{path}: a link to {target!r}, which does not exist; mend or remove the link") from error
     except OSError as error:  # rights, a circle of links
         raise DataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
@@ -182,6 +191,8 @@ def image(path: Path, size: int) -> Tensor:
                 if opened.size != (size, size):  # before it is decoded: it may be huge
                     shape = "x".join(map(str, opened.size))
                     raise DataError(f"{path}: {shape} pixels where {size}x{size} are expected; scale it, or remove it")
+                if "transparency" in opened.info and opened.mode == "RGB" and ";16" in str(opened.tile):
+                    raise DataError(f"{path}: 16-bit pixels of which one colour is transparent; save it without")
                 opened.load()
                 return pil_to_tensor(_rgb(opened, path))
     except Image.DecompressionBombError as error:
@@ -198,11 +209,13 @@ def _rgb(opened: Any, path: Path) -> Any:
         values = np.asarray(opened).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{path}: values from {values.min()} to {values.max()}, where 0 to 65535 are expected")
+        if "transparency" in opened.info and (values == opened.info["transparency"]).any():
+            raise DataError(f"{path}: {TRANSPARENT}")
         opened = Image.fromarray(np.round(values / 257).astype(np.uint8))
     elif opened.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "PA", "RGBA"):
         raise DataError(f"{path}: pixels of mode {opened.mode!r}, which have no plain meaning as RGB; convert it")
     if "A" in opened.mode or "transparency" in opened.info:
         opened = opened.convert("RGBA")
         if opened.getextrema()[3][0] < 255:
-            raise DataError(f"{path}: has transparent pixels; lay it on a background, and save it without alpha")
+            raise DataError(f"{path}: {TRANSPARENT}")
     return opened.convert("RGB")

@@ -19,6 +19,23 @@ from torch import Tensor, nn
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import SPLITS, Batch, Task
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but n parameter sets, the last, the first and some between, of a test marked `sampled(n)`."""
+    sets: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            sets.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for members in sets.values():
+        (wanted,) = members[0].get_closest_marker("sampled").args
+        last = len(members) - 1
+        kept = {last, *(round(i * last / max(1, wanted - 1)) for i in range(wanted - 1))}
+        for place, item in enumerate(members):
+            if place not in kept:
+                item.add_marker("slow")
+
+
 settings.register_profile("steady", deadline=None)  # a loaded machine is no failure
 settings.load_profile("steady")
 

@@ -51,6 +51,32 @@ class LoRA(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(x.flatten(1))), scale=0.5)))
 
 
+class Wrapped(nn.Module):
+    """LoRA by modules of its own, named as peft's."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(inputs, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, outputs, bias=False)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+class Bottleneck(nn.Module):
+    """A wrapped Linear, then an adapter beside frozen ones; and one of that name where nothing is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"body": Wrapped(48, 16), "my_adapter": nn.Sequential(nn.Linear(16, 4))})
+        self.up, self.head = nn.Linear(4, 16), nn.ModuleDict({"adapter": nn.Linear(16, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.block["body"](x.flatten(1)))
+        return self.head["adapter"](F.relu(x + self.up(F.relu(self.block["my_adapter"](x)))))
+
+
 class Teacher(nn.Module):
     """A branch under no_grad, whose weights could learn but do not."""
 
@@ -111,13 +137,22 @@ class Heads(nn.Module):
 
 
 class Recomputed(nn.Module):
+    reentrant = False
+
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(48, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.head(checkpoint(lambda y: F.relu(self.body(y)).square(), x, use_reentrant=False).flatten(1))
+        body = checkpoint(lambda y: F.relu(self.body(y)).square(), x, use_reentrant=self.reentrant)
+        return self.head(body.flatten(1))
+
+
+class Reentrant(Recomputed):
+    """Recomputed, its first pass without a graph."""
+
+    reentrant = True
 
 
 class Cached(nn.Module):
@@ -187,6 +222,54 @@ class Query(nn.Module):
         return self.head(F.scaled_dot_product_attention(self.ask(self.query.expand(len(x), -1, -1)), seen, seen)[:, 0])
 
 
+class Holding(nn.Module):
+    """Functions and a hook that hold the module itself, which no copy follows; the hook keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+        self.steps = [lambda x: self.norm(self.a(x)).relu(), lambda x: self.b(x)]
+        self.seen: dict[str, list[Tensor]] = {"a": []}
+        self.a.register_forward_hook(lambda module, inputs, out: self.keep(out))
+
+    def keep(self, out: Tensor) -> None:
+        self.last = out
+        self.seen["a"].append(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.t() @ x
+
+
+class Custom(nn.Linear):
+    """A Linear by a Function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(x, self.weight) + self.bias
+
+
+class Taught(Teacher):
+    """As Teacher, with a pupil by a Function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pupil = Custom(48, 16)
+
+
 @dataclass(frozen=True)
 class Noise(Task):
     """Four noisy classes through a network of the kind `net`."""
@@ -213,6 +296,17 @@ class Noise(Task):
             labels = torch.randint(4, (self.recipe.batch,), generator=rng)
             yield torch.randn(len(labels), 6, 8, generator=rng) + labels[:, None, None], labels
             t += 1
+
+
+@dataclass(frozen=True)
+class Views(Noise):
+    """The loss wants what the network itself gives without a graph, as teachers of themselves do."""
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            target = model(batch[0]).softmax(1)
+        out = model(batch[0])
+        return F.cross_entropy(out, batch[1]) + (out.softmax(1) - target).square().sum()
 
 
 def task(net: Callable[[], nn.Module], steps: int = 12, **more: Any) -> Noise:

@@ -25,10 +25,11 @@ def make(
     share = 1.0 if sparsity is None else 1 - sparsity
     record: dict[str, Any] = {
         "score": {"metric": "accuracy", "higher_is_better": True, "chance": 0.1, "target": None, "valid": test},
-        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}},
+        "sparsity": {"target": sparsity, "achieved": sparsity or 0.0, "layers": {}, "maskable_share": 0.4,
+                     "left_dense": {"rnn.weight": "recurrent"}, "never_reached": ["head"], "warning": "40.0% of all"},
         "flops": {"total": 1e9 * share, "papers": 8e8 * share, "inference": 100 * share, "dense_total": 1e9,
                   "dense_inference": 100, "ratio": share, "papers_ratio": 0.8 * share, "setup": 0, "charged": 0,
-                  "dense_gradient_steps": 3, "source": "masks"},
+                  "dense_gradient_steps": 3, "source": "masks", "uncounted": {"fft": 2}, "warning": "FLOPs lack fft"},
         "time": {"wall": 5.0, "train": 4.0, "overhead": 0.1, "step_median": 0.01, "steps": 2, "simulated": True},
         "energy": [],
         "memory": {"training_state": 1000 * share, "model_dense": 400, "model_sparse": 400 * share,

@@ -129,6 +129,7 @@ def test_pruned_weights_come_back_at_zero_and_the_optimiser_forgets(blobs, kerne
     assert any(changed), "weights pruned in the last sparse phase are in the next one"
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @pytest.mark.parametrize("stop", [3, 10, 13, 15, 18, 80, 85, 95])
 def test_resuming_is_bit_exact(blobs, kernel: str, stop: int) -> None:

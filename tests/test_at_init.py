@@ -339,6 +339,7 @@ def test_scoring_is_booked_as_setup(blobs, images) -> None:
     assert training.book.setup == 2 * 16 * (once + again)
 
 
+@pytest.mark.slow
 @ALL
 def test_both_storages_choose_and_train_alike(images, kind: type[AtInit]) -> None:
     task, found = replace(images, recipe=replace(images.recipe, steps=30)), []

@@ -45,6 +45,7 @@ def test_rows(capsys) -> None:
     assert all(r["speedup"] == pytest.approx(best[r["layer"]] / r["seconds"]) for r in found["rows"])
 
 
+@pytest.mark.slow
 def test_useful_arithmetic_is_three_products_with_the_weights_read(capsys) -> None:
     for row in run(capsys, "--only", "conv")["rows"]:
         flops = 3 * 2 * (8 * 8 * 9) * (4 * 4 * 2) * (0.1 if row["sparsity"] else 1)

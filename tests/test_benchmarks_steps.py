@@ -40,6 +40,7 @@ def test_models_have_the_names_of_the_command() -> None:
     assert all(task.name == name for name, task in steps.MODELS.items())
 
 
+@pytest.mark.slow
 def test_rows_of_the_mlp(capsys) -> None:
     found = run(capsys, "--only", "mlp", "--sparsity", "0.9", "0.99")
     assert found["machine"]["cpu"] and found["allocator"] == "system"
@@ -54,6 +55,7 @@ def test_rows_of_the_mlp(capsys) -> None:
     assert size["sparse", 0.99] < size["sparse", 0.9] < size["dense", None] < size["masked", 0.9]
 
 
+@pytest.mark.slow
 def test_other_methods_are_measured_under_the_same_kernel(capsys) -> None:
     rows = run(capsys, "--only", "mlp", "--sparsity", "0.9", "--methods", "static,block_rigl,nuclear_linbreg")["rows"]
     found = {row["kernel"]: row["routes"] for row in rows[3:]}
@@ -99,6 +101,7 @@ def test_every_network_takes_the_sparse_route(capsys, name: str, layers: int, la
     assert all(0 < row["layers_share"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_candidates_are_what_their_names_say() -> None:
     net = steps.replace(SMALL, model=lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 10)))
     net = steps.replace(net, arguments={}, layouts=("NCHW", "NHWC"))

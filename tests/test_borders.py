@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from conftest import Blobs
 from dstbench.suite import lasting, record, registry, run, values, words
 from dstbench.suite.plan import Run
-from dstbench.suite.train import Training
+from dstbench.suite.train import Diverged, Training
+from records import make
 
 CODE = {"method_source": "a", "task_source": "b", "versions": {}}
 SCALARS = [
@@ -134,6 +135,7 @@ def test_a_score_of_any_library_is_a_number_in_the_record(kind: Any, tmp_path: P
     [
         (float("nan"), "diverged", "the metric accuracy on valid is nan after the last step"),
         (np.float32("-inf"), "diverged", "the metric accuracy on valid is -inf after the last step"),
+        (-1e305, "diverged", "the metric accuracy on valid is -1e+305 after the last step"),
         (None, "error", "test/blobs: evaluate('valid') returned None; a number is expected"),
         ("0.715", "error", "test/blobs: evaluate('valid') returned '0.715'; a number is expected"),
     ],
@@ -157,17 +159,52 @@ def test_a_task_that_cannot_be_judged_is_refused_before_it_trains(field: Any, tm
     assert found["flops"] is None
 
 
-def test_a_number_that_json_lacks_does_not_cost_the_record(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("block", "field", "value", "text"),
+    [
+        ("flops", "charged", float("inf"), "flops.charged is inf"),
+        ("time", "wall", 1e305, "time.wall is 1e+305"),
+        ("memory", "model_dense", "much", "memory.model_dense is 'much'"),
+        ("curve", "loss", [1e305], "curve has columns of lengths"),
+        ("machine", "cpu", 3, "machine.cpu is 3"),
+        ("params", "own", [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]], "params is nested deeper than 20 levels"),
+        ("code", "commit", "x" * 10**6, "code is 1 MiB"),
+    ],
+)
+def test_what_no_record_can_hold_costs_its_block_alone(
+    block: str, field: str, value: Any, text: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     measure = run._Execution._measure
 
     def spoilt(self: Any, training: Training) -> None:
         measure(self, training)
-        self.record["flops"]["charged"] = float("inf")
+        self.record[block][field] = value
 
     monkeypatch.setattr(run._Execution, "_measure", spoilt)
-    found = execute(Blobs(), tmp_path, monkeypatch)
-    assert found["status"]["name"] == "error" and "flops.charged is inf" in found["status"]["reason"]
-    assert found["score"] and found["flops"] is None and all(found[b] for b in record.BLOCKS if b != "flops")
+    monkeypatch.setattr(record, "LARGEST", 10**6)
+    found = execute(Blobs(recipe=replace(Blobs().recipe, steps=4)), tmp_path, monkeypatch)
+    assert found["status"]["name"] == "error" and text in found["status"]["reason"]
+    assert [b for b in record.BLOCKS if not found[b]] == [block]
+
+
+def test_a_loss_that_no_record_can_hold_is_a_divergence() -> None:
+    training = Training(Blobs(), registry.method("static"))
+    training.setup()
+    training.method.descend = lambda batch: 1e305  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(Diverged, match=r"the loss is 1e\+305 at step 0"):
+        training.run()
+
+
+@pytest.mark.parametrize("text", ["a\u00a0b", "\u200b", "\U0001f469\u200d\U0001f52c", "\ud800", "\x1b[1m", "t\tn\n"])
+def test_texts_of_an_identity_go_into_the_record_as_they_are(text: str, tmp_path: Path) -> None:
+    asked = Run("static", "t", 0.9, hyperparameters={"text": text, f"{text} name": 1})
+    execution = run._Execution(asked, tmp_path, False, "")
+    execution.record["status"].update(name="ok", reason=text)
+    execution.record |= {block: make()[block] for block in ("score", "sparsity")}
+    execution._make_storable()
+    found = record.read(record.write(execution.record, tmp_path))
+    assert found["status"]["name"] == "ok" and found["id"]["key"] == asked.key
+    assert all(c.isprintable() or c in "\t\n" for c in str(found["id"]) + found["status"]["reason"])
 
 
 # ---- a training ------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def make(name: str, **options: Any) -> LinBreg:
 # ---- storage and resuming --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_losses_on_both_storages(name: str) -> None:
     losses, weights = [], []
@@ -58,6 +59,7 @@ def test_the_same_losses_on_both_storages(name: str) -> None:
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]), "it must learn for this to mean something"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ("masked", "compact"))
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_bit_exact(name: str, kernel: str) -> None:

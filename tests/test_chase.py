@@ -194,6 +194,7 @@ def test_flops_of_a_run_follow_its_masks(images) -> None:
     assert training.book.papers / images.recipe.batch == pytest.approx(sum(forward), rel=5e-3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str) -> None:
     for stop in (5, 40):

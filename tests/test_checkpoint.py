@@ -7,12 +7,14 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from dstbench.suite import checkpoint, record
+from dstbench.suite.keepsake import suite_hash
 from dstbench.suite.plan import Run
 from dstbench.suite.run import _Execution, execute
 
@@ -106,7 +108,9 @@ def test_what_is_no_file_is_damaged(tmp_path: Path) -> None:
             checkpoint.read(tmp_path / name, "a" * 12)
 
 
-@pytest.mark.parametrize("how", ["flipped", "another run", "bomb", "folder", "other code"])
+@pytest.mark.parametrize(
+    "how", ["flipped", "another run", "bomb", "folder", "other code", "other suite", "lacks a part"]
+)
 def test_the_run_begins_afresh_and_its_record_says_so(tmp_path: Path, plugin: str, how: str) -> None:
     run = Run("rigl", "blobs", 0.5, plugins=(plugin,))
     whole, results = outcome(run, tmp_path / "whole"), tmp_path / "results"
@@ -122,12 +126,56 @@ def test_the_run_begins_afresh_and_its_record_says_so(tmp_path: Path, plugin: st
         path.unlink(), path.mkdir()
     else:
         state = checkpoint.read(path, run.key)
-        checkpoint.write(path, {**state, "made_by": ["another", *state["made_by"][1:]]})
+        if how == "lacks a part":  # as of a network that made it later
+            state["training"]["lasting"]["buffers"]["late.norm"] = torch.ones(3)
+        else:
+            made_by = state["made_by"]
+            made_by[made_by.index(suite_hash()) if how == "other suite" else 0] = "another"
+        checkpoint.write(path, state)
     found = outcome(run, results)
     assert found["status"]["name"] == "ok" and found["stamps"]["resumed"] == 0
-    assert "the run began afresh" in found["stamps"]["checkpoint"] and "checkpoint.pt" in found["stamps"]["checkpoint"]
+    said = found["stamps"]["checkpoint"]
+    assert said.startswith("checkpoint.pt was set aside as checkpoint.aside.") and "the run began afresh" in said
     assert [found[block] for block in BLOCKS] == [whole[block] for block in BLOCKS]
     assert not (tmp_path / "canary").exists() and not (results / "work" / run.key).exists()
+
+
+def test_a_file_that_cannot_be_set_aside_is_not_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint.pt").write_text("torn")
+
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    state, note = checkpoint.take(tmp_path / "checkpoint.pt", "a" * 12)
+    assert state is None and note.startswith(
+        "checkpoint.pt was not used, and not set aside (Permission denied): it has"
+    )
+
+
+def test_all_that_befell_checkpoints_is_said(tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run("set", "blobs", 0.5, plugins=(plugin,))
+    path = tmp_path / "work" / run.key / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.write_text("torn")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr("dstbench.suite.run.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("dstbench.suite.run.CHECKPOINT_SHARE", 1e9)
+    said = outcome(run, tmp_path)["stamps"]["checkpoint"]
+    assert said.count("was set aside") == said.count("one could not be written: No space left") == 1
+
+
+def test_a_run_that_cannot_be_saved_asks_as_seldom_as_others_save(tmp_path: Path) -> None:
+    execution, asked = _Execution(Run("set", "blobs"), tmp_path, False, ""), []
+    training = SimpleNamespace(t=1, forgets=lambda: asked.append(1) or ["a generator"])
+    execution.saved_at = execution.saving = 0.0
+    for _ in range(5):
+        execution._checkpoint(training)  # type: ignore[arg-type]
+    assert len(asked) == 1 and execution.record["stamps"]["unsaved"] == ["a generator"]
 
 
 def test_a_good_checkpoint_goes_on_and_nothing_is_said(tmp_path: Path, plugin: str) -> None:

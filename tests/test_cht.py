@@ -132,6 +132,7 @@ def removed(kept: list[np.ndarray]) -> list[np.ndarray]:
     return [conv, first, second]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("score", ["ch3_l3p", "ch2_l3n"])
@@ -288,6 +289,7 @@ def test_the_papers_flops_are_three_sparse_passes(images, name: str) -> None:
     assert training.book.dense_gradient_steps == 0 and training.book.charged == method.charged > 0
 
 
+@pytest.mark.sampled(1)
 @ENTRIES
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str, name: str) -> None:

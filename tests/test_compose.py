@@ -29,6 +29,7 @@ WRAPPED = ("static", "set", "rigl", "rigl:itop", "granet", "acdc", "snip", "mest
 WRAPPED += ("snfs", "imp", "ste", "str", "topkast", "linbreg", "adabreg", "ml_linbreg", "dense")
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("on", WRAPPED)
 def test_what_adds_nothing_is_the_method_itself(images, on: str) -> None:
     one = trained(images, registry.method(on, sparsity=0.8))
@@ -40,6 +41,7 @@ def test_what_adds_nothing_is_the_method_itself(images, on: str) -> None:
         assert a.state.keys() == b.state.keys() and all(torch.equal(v, b.state[k]) for k, v in a.state.items())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("on", ["rigl", "cht", "imp"])
 def test_both_resume_together(images, on: str, kernel: str) -> None:

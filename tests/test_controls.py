@@ -374,6 +374,7 @@ def test_masked_sgd_costs_what_ml_linbreg_costs_in_every_step(options: dict[str,
     assert ours == theirs and len({nnz for nnz, *_ in ours}) > 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_losses_on_both_storages(name: str) -> None:
     losses = []
@@ -384,6 +385,7 @@ def test_the_same_losses_on_both_storages(name: str) -> None:
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]), "it must learn for this to mean something"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_bit_exact(name: str) -> None:
     whole = make(name)

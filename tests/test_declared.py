@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,6 +59,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("title", TITLES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_recipe_and_no_kind_of_input_makes_a_healthy_method_fail(recipe: str, title: str) -> None:
@@ -115,6 +117,17 @@ def test_products_in_finish_are_charged(tmp_path: Path) -> None:
     code = "    def finish(self):\n        self.layers[1].weight @ self.layers[1].weight.T\n"
     text = wrong(breach(tmp_path, code), "work outside the pass is charged")
     assert text == "finish computes 2000000 FLOPs and charges 0: call self.charge, or leave it to the pass"
+
+
+@pytest.mark.parametrize("work", ["torch.linalg.svdvals(w)", "torch.fft.fft(w)", "torch.pdist(w)"])
+def test_work_of_unknown_cost_is_charged(tmp_path: Path, work: str) -> None:
+    code = "    def finish(self):\n        w = self.layers[2].weight\n        {}"
+    text = wrong(breach(tmp_path, code.format(work)), "work outside the pass is charged")
+    assert re.fullmatch(
+        r"finish calls \w+, whose FLOPs are not known, and does not charge them: call self.charge", text
+    )
+    charging = code.format(f"self.charge(10 * w.numel())\n        {work}\n")
+    assert not CHECKS["work outside the pass is charged"](breach(tmp_path, charging))
 
 
 def test_weights_that_are_read_late_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pruning import same_after_resume, spent
 from updates import largest, same, same_stream, steps, uniform, zeroed
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize(("alpha", "temperature"), [(1e-4, 1e-11), (0.5, 0.0), (0.1, 1e-3)])
@@ -121,6 +122,7 @@ def test_flops_are_three_sparse_passes(images) -> None:
     assert total == pytest.approx(sum(3 * f for f in forward), rel=5e-3) and len(set(forward)) == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("signs", ["fixed", "drawn"])
 def test_resuming_is_bit_exact(images, kernel: str, signs: str) -> None:

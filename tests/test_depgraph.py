@@ -98,6 +98,7 @@ def test_flops_fall_with_the_shapes() -> None:
     assert spent == pytest.approx(6 * before + 6 * training.model.cost().papers, rel=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("which", "kernel"), [(MLP, "masked"), (RESNET, "compact")])
 def test_resuming_is_bit_exact(which, kernel: str) -> None:
     for stop in (6, 9):
@@ -332,3 +333,9 @@ def test_networks_train_on_after_the_cut_and_after_a_resume(name: str) -> None:
     given = with_recipe(replace(MLP, model=CUT[name], arguments={"n": 16}, widths={}), steps=4)
     assert DepGraph(sparsity=0.6).skip(given) is None
     same_after_resume(given, lambda: DepGraph(sparsity=0.6), 3, "masked")
+
+
+def test_an_example_of_one_sample_does_for_batch_norm() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    groups, held = removable(net, torch.zeros(1, 6), {"0.weight", "3.weight"})
+    assert [group.channels for group in groups] == [8] and not held

@@ -102,6 +102,12 @@ def test_the_parent_leaves_a_run_whose_record_the_worker_could_not_write_for_the
     assert record.load(tmp_path) == ([], [])
 
 
+def test_a_record_that_nobody_could_read_ends_no_plan(tmp_path: Path) -> None:
+    run = watch.Watch(Run("m", "t", budget=0.0), tmp_path)
+    assert run.end(alone=True) == "error" and record.load(tmp_path) == ([], [])
+    assert "no record can hold the run: ValueError: id.budget is 0.0" in logs.path(tmp_path, run.run.key).read_text()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_disk_at_the_start_is_one_line(
     fake: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int
@@ -113,6 +119,22 @@ def test_a_full_or_read_only_disk_at_the_start_is_one_line(
     result = call(*PLAN)
     assert result.exit_code == 1
     assert result.stderr == f"error: --results: results cannot be written: {os.strerror(number)}\n"
+
+
+@pytest.mark.parametrize(("name", "folder"), [("figures", False), ("index.html", True), ("leaderboard.md", True)])
+def test_what_stands_in_the_way_of_a_report_costs_none_of_the_old_one(tmp_path: Path, name: str, folder: bool) -> None:
+    from dstbench.reports import page
+
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "cells.csv").write_text("old")
+    (out / name).mkdir() if folder else (out / name).write_text("mine")
+    with pytest.raises(OSError, match=name), page.replaced(out) as new:
+        for file in ("cells.csv", "index.html", "leaderboard.md", "figures/a.svg"):
+            (new / file).parent.mkdir(exist_ok=True)
+            (new / file).write_text("new")
+    assert (out / "cells.csv").read_text() == "old"
+    assert {path.name for path in out.iterdir()} - {"figures", name} == {"cells.csv"}
 
 
 def test_a_full_disk_leaves_no_lock_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,12 +150,40 @@ def test_a_full_disk_leaves_no_lock_behind(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
+class Full:
+    """A file that can be made and not be written."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, text: str) -> None:
+        raise FULL
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
 def test_the_lock_works_without_hard_links(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> None:
     def none(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
+    real = Path.open
     monkeypatch.setattr(os, "link", none)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", none)
+        with pytest.raises(OSError, match="lock"), lock.lock(tmp_path):
+            pass
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "open", lambda self, *how, **more: Full(self) if how == ("x",) else real(self, *how, **more)
+        )
+        with pytest.raises(OSError, match="lock"), lock.lock(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir()), "no empty lock, which others would wait for"
     with lock.lock(tmp_path):
         assert lock.holder(tmp_path)
         with pytest.raises(lock.Busy), lock.lock(tmp_path):
@@ -183,8 +233,25 @@ def test_the_next_call_removes_what_killed_ones_left(fake: dict[str, Any], tmp_p
         str(path.relative_to(results)) for path in results.rglob("*") if path.is_file() and "records" not in path.parts
     }
     assert left == {f".lock.{os.getppid()}", f"work/{key}/checkpoint.pt"}, "a stopped run may go on"
+    tidy(results, [{**found[0], "machine": {}}], {key})
+    assert (results / "work" / key).exists(), "it runs again"
     tidy(results, [{**found[0], "machine": {}}])
     assert not (results / "work" / key).exists(), "one that ended by itself may not"
+
+
+def test_a_retry_that_was_killed_goes_on(fake: dict[str, Any], tmp_path: Path) -> None:
+    """The record of the first attempt is no reason to remove the checkpoint of the second."""
+    call(*PLAN)
+    found = record.load("results")[0]
+    for entry in found:
+        entry |= {"machine": make()["machine"], "status": {"name": "error", "reason": "", "traceback": ""}}
+        record.write(entry, "results")
+        path = Path("results/work", entry["id"]["key"], "checkpoint.pt")
+        path.parent.mkdir(parents=True)
+        path.write_text("of the next attempt")
+    seen = []
+    fake["after"] = lambda run, path: seen.append((Path("results/work") / run.key / "checkpoint.pt").exists())
+    assert call(*PLAN, "--retry", "error").exit_code == 0 and seen == [True] * len(found)
 
 
 def test_a_log_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
@@ -194,7 +261,10 @@ def test_a_log_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
         with logs.kept(log, "a run \ud800"):
             ran = True
         logs.add(log, "more")
-    assert ran and (tmp_path / "logs" / "pipe.log").exists()
+        for place in (log, log / "below"):
+            with logs.inherited(place):
+                started = True
+    assert ran and started and (tmp_path / "logs" / "pipe.log").exists()
     logs.add(tmp_path / "logs" / "good.log", "half \ud800")
     assert (tmp_path / "logs" / "good.log").read_text() == "half \\ud800\n"
 
@@ -223,10 +293,14 @@ def test_an_old_report_stays_whole_where_the_new_one_cannot_be_written(
         result = call("report")
     assert result.exit_code == 1 and result.stderr == "error: report: No space left on device\n"
     assert {str(p.relative_to("report")): p.read_text() for p in Path("report").rglob("*") if p.is_file()} == old
-    Path("report/.new.1").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (os.getppid(), os.getpid(), gone.pid, "x"):
+        Path(f"report/.new.{name}").mkdir()
     assert call("report").exit_code == 0
     assert Path("report/index.html").read_text() == "new" and Path("report/mine.txt").read_text() == "old"
-    assert not Path("report/.new.1").exists() and Path("report/figures/a.svg").read_text() == "new"
+    assert [path.name for path in Path("report").glob(".new.*")] == [f".new.{os.getppid()}"], "of one that still runs"
+    assert Path("report/figures/a.svg").read_text() == "new"
 
 
 STREAMS = """
@@ -252,7 +326,7 @@ def test_streams_that_are_closed_full_or_narrow_raise_nothing(tmp_path: Path) ->
     assert shell(">&-") == (0, "", "error\n")
     assert shell(">&- 2>&- <&-") == (0, "", "")
     code, out, _ = shell("2>/dev/full")
-    assert (code, out) == (0, "half \\ud800 \x1b\n") or code == 1
+    assert (code, out) == (1, "half \\ud800 \x1b\n"), "what the error stream has no room for is said by the code"
 
 
 def test_output_that_cannot_be_written_is_one_line(fake: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

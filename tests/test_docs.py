@@ -36,6 +36,7 @@ def test_the_tutorials_method_is_one_class_under_twenty_lines(tutorial: Path) ->
     assert len(classes) == 1 and classes[0].end_lineno - classes[0].lineno < 20
 
 
+@pytest.mark.slow
 def test_the_tutorials_method_passes_the_check(tutorial: Path) -> None:
     verdicts = check(str(tutorial))
     assert len(verdicts) > 4 and all(v.ok for v in verdicts), [v for v in verdicts if not v.ok]

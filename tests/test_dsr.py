@@ -91,6 +91,7 @@ def test_flops_are_three_sparse_passes_at_the_masks_of_each_step(images) -> None
     assert total == pytest.approx(sum(3 * f for f in forward), rel=5e-3) and len(set(forward)) > 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str) -> None:
     same_after_resume(images, lambda: DSR(sparsity=0.8, period=2), 5, kernel)

@@ -29,6 +29,7 @@ def shell(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=240)
 
 
+@pytest.mark.slow
 def test_two_runs_a_report_and_nothing_twice(plugin: Path, tmp_path: Path) -> None:
     options = ["--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5", "--seeds", "0"]
     first = shell(*options, cwd=tmp_path)
@@ -73,6 +74,7 @@ def test_every_way_to_fail_and_all_others_complete(plugin: Path, tmp_path: Path)
     assert f"[{len(wanted)}/{len(wanted)}]" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no process groups")
 def test_ctrl_c_ends_cleanly_and_the_next_call_goes_on(plugin: Path, tmp_path: Path) -> None:
     options = ["run", "--plugin", plugin, "--methods", "slow", "--tasks", "blobs", "--seeds", "0"]

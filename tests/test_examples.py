@@ -59,6 +59,7 @@ def dstbench(site: Path, folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_package_is_listed_with_its_distribution(site: Path, tmp_path: Path) -> None:
     for what, name in (("methods", "example_method"), ("tasks", "example_task")):
         rows = {row["name"]: row for row in json.loads(dstbench(site, tmp_path, "list", what, "--json"))}

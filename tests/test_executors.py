@@ -106,7 +106,7 @@ def test_every_way_to_fail_has_its_status_and_harms_no_other(local: Callable[...
         **dict.fromkeys(["ok", "fine", "late"], "ok"),
         "hang": "timeout",
     }
-    assert record.done(tmp_path) == {run.key: found[run.method] for run in runs}
+    assert record.finished(record.load(tmp_path)[0]) == {run.key: found[run.method] for run in runs}
     why = reasons(tmp_path)
     assert why["kill"] == "process killed by signal 9 (SIGKILL)"
     assert why["segv"] == "process killed by signal 11 (SIGSEGV)"

@@ -114,6 +114,7 @@ def test_flops_are_those_of_what_is_wrapped(images, method: Method) -> None:
     assert total == pytest.approx(sum(3 * f for f in forward), rel=5e-3)
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @pytest.mark.parametrize("name", ["sign_in", "sign_in:rigl", "sign_in:acdc", "spred", "spred:gradual"])
 def test_resuming_is_bit_exact(images, name: str, kernel: str) -> None:

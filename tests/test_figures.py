@@ -40,11 +40,13 @@ def test_all_figures_in_both_formats(tmp_path):
     assert "simulated sparsity" in (tmp_path / "ratios-2.svg").read_text()
 
 
+@pytest.mark.slow
 def test_svg_is_reproducible(tmp_path):
     one, two = (draw(grid(), tmp_path / name)[0].read_bytes() for name in ("one", "two"))
     assert one == two
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("records", "figures"),
     [

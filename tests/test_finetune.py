@@ -215,6 +215,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @pytest.mark.parametrize(("kind", "fields", "stop"), RESUMED)
 def test_resuming_is_bit_exact(images, kernel: str, kind: type[Method], fields: dict[str, Any], stop: int) -> None:
@@ -224,6 +225,7 @@ def test_resuming_is_bit_exact(images, kernel: str, kind: type[Method], fields: 
     same_after_resume(task, lambda: kind(**fields), stop, kernel)
 
 
+@pytest.mark.sampled(2)
 @SGD_AND_ADAM
 @pytest.mark.parametrize("name", ["oneshot", "imp", "imp:lr"])
 def test_both_storages_train_alike(images, kind: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import socket
 import struct
@@ -162,6 +163,40 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert (found.int() - expected.int()).abs().max() <= 1
 
 
+def png(path: Path, bits: int, kind: int, rows: np.ndarray, transparent: bytes) -> Path:
+    """A PNG by hand, with a transparent level or colour."""
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, bits, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in rows)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_level_of_any_depth_is_refused(tmp_path: Path, bits: int, channels: int) -> None:
+    rows = np.full((SIZE, SIZE * channels), 7)
+    path = png(tmp_path / "x.png", bits, 0 if channels == 1 else 2, rows, struct.pack(">H", 7) * channels)
+    with pytest.raises(DataError, match="transparent"):
+        folder.image(path, SIZE)
+    if channels == 1:  # a level that no pixel has
+        found = folder.image(png(tmp_path / "y.png", bits, 0, rows, struct.pack(">H", 9)), SIZE)
+        assert found.unique().tolist() == [7 if bits == 8 else 0]
+
+
+def test_a_file_that_goes_while_the_folder_is_read_is_named_as_such(root: Path, monkeypatch) -> None:
+    real = folder._fingerprint
+
+    def late(root: Path, paths: list[Path]) -> str:
+        paths[0].unlink()
+        return real(root, paths)
+
+    monkeypatch.setattr(folder, "_fingerprint", late)
+    with pytest.raises(DataError, match=r"train/cat/0.png: went while the folder was read; run again"):
+        read(root)
+
+
 def test_what_lies_in_place_of_the_kept_tensors_is_not_trusted(root: Path) -> None:
     (images, labels), _, fingerprint = read(root)
     kept = root.with_name(f"set-{fingerprint}.v2.pt")
@@ -170,6 +205,14 @@ def test_what_lies_in_place_of_the_kept_tensors_is_not_trusted(root: Path) -> No
         kept.unlink()
         put()
         assert torch.equal(read(root)[0][0], images)
+    for offset in (8, 4, 2):  # one bit of some image
+        kept.unlink()
+        read(root)
+        raw = bytearray(kept.read_bytes())
+        raw[raw.index(images.numpy().tobytes()) + images.numel() // offset] ^= 1
+        kept.write_bytes(raw)
+        assert torch.equal(read(root)[0][0], images)
+    assert torch.load(kept)["sha256"]["train"] == hashlib.sha256(images.numpy().tobytes()).hexdigest()
     kept.unlink()
     kept.mkdir()
     assert torch.equal(read(root)[0][0], images) and not list(root.parent.glob("*.part"))

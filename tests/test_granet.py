@@ -142,6 +142,7 @@ def test_the_preset_starts_dense() -> None:
     assert isinstance(method, GraNet) and all(y.density == 1 for y in begin(method).layers)
 
 
+@pytest.mark.slow
 def test_the_average_density_is_that_of_the_integral(blobs) -> None:
     """0.5 to 0.1 over half the run is 0.150 on average: published arithmetic, and one dense gradient an update."""
     task = replace(blobs, recipe=replace(blobs.recipe, steps=1600))
@@ -159,6 +160,7 @@ def test_the_average_density_is_that_of_the_integral(blobs) -> None:
     assert (book.papers - extra) / dense == pytest.approx(0.150, rel=5e-3)
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [8, 9, 27])

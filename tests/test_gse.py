@@ -74,6 +74,7 @@ def test_flops_of_an_update_are_those_of_what_was_drawn(images, subset: float) -
     assert update == pytest.approx((3 + subset) * sparse, rel=2e-2)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str) -> None:
     same_after_resume(images, lambda: GSE(sparsity=0.8, period=2), 5, kernel)

@@ -57,6 +57,7 @@ def test_flops_are_those_of_what_is_wrapped(images) -> None:
     assert total == pytest.approx(sum(3 * f for f in forward), rel=5e-3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str) -> None:
     same_after_resume(images, lambda: HAM(on="rigl", sparsity=0.8), 5, kernel)

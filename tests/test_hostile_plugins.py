@@ -12,6 +12,7 @@ import pytest
 
 from dstbench.suite import record
 
+pytestmark = pytest.mark.slow  # one whole call of the command
 ROOT = Path(__file__).parents[1]
 PLUGIN = '''
 import os, threading, time

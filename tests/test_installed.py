@@ -89,6 +89,7 @@ def test_the_wheel_holds_dstbench_and_metadata_alone(site: Path) -> None:
     assert "Author: The dstbench authors" in head
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_changes_no_record(site: Path, hostile: Path, tmp_path: Path) -> None:
     """By the wheel's command and from the checkout; `python -m dstbench` starts there too."""
     expected = results([sys.executable, ROOT / "run_all.py", "run"], tmp_path / "clean")
@@ -100,6 +101,7 @@ def test_a_hostile_folder_changes_no_record(site: Path, hostile: Path, tmp_path:
     assert listed.returncode == 0 and "ml_linbreg" in listed.stdout, listed.stderr
 
 
+@pytest.mark.slow
 def test_packages_of_our_folders_names_on_the_search_path_are_left_alone(site: Path, tmp_path: Path) -> None:
     """PYTHONPATH goes before installed packages, so only names that are not ours alone can stand there."""
     path = tmp_path / "path"
@@ -121,6 +123,7 @@ def test_packages_of_our_folders_names_on_the_search_path_are_left_alone(site: P
     assert not mine["broken"], "from a checkout too"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "line", ["from suite.method import Method", "import methods.dynamic", "from tasks import digits"]
 )

@@ -69,6 +69,7 @@ def test_keys_are_those_of_the_suite_itself(monkeypatch: pytest.MonkeyPatch) -> 
     assert "to spell out the default" in wrong(subject, "identity is stable")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [

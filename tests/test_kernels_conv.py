@@ -88,7 +88,7 @@ def fits(size, kernel, padding):
     return all(n + 2 * p >= k for n, k, p in zip(size, kernel, padding, strict=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     st.sampled_from([1, 2, 15, 16, 17, 33]),
     st.sampled_from([1, 3, 16, 17, 40, 70]),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from dstbench.suite import executors, logs, progress, record
+from dstbench.suite import executors, logs, processes, progress, record
 from dstbench.suite.executors import Local
 from dstbench.suite.plan import Run
 
@@ -94,6 +95,22 @@ def test_what_a_forkserver_prints_is_in_a_log_of_its_own(tmp_path: Path) -> None
         log = logs.path(tmp_path / "results", "workers")
         assert log.exists() == bool(preload) and (not preload or log.read_text() == "imported ahead\n")
         log.unlink(missing_ok=True)
+
+
+def test_streams_are_moved_for_a_server_alone_that_has_to_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(processes.multiprocessing.forkserver._forkserver, "_forkserver_pid", server.pid)
+    assert processes.serving()
+    monkeypatch.setattr(logs, "inherited", None)  # not to be called
+    Local(1)._serve(Path("x"))
+    server.kill()
+    for _ in range(100):
+        if not processes.serving():
+            break
+        time.sleep(0.05)
+    assert not processes.serving(), "a server that nobody has waited for runs no more"
+    server.wait()
+    assert not processes.serving()
 
 
 def test_a_plugin_that_prints_when_loaded_spoils_no_output(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ WRONG = {
     "--seeds 1e3": "--seeds: '1e3' is no whole number",
     "--seeds 0-99999": "--seeds: '0-99999': a seed is at most 4294967295, and a range has at most 1000",
     "--budget nan": "--budget is 'nan': a finite number is expected",
-    "--budget 0": "--budget is '0': a number above 0 is expected",
+    "--budget 0": "--budget is '0': a number from 1e-12 up is expected",
     "--budget 1e300": "--budget is '1e300': a number up to 1e+06 is expected",
     "--budget much": "--budget is 'much': a number is expected",
     "--threads 0": "--threads is '0': a number from 1 up is expected",

@@ -195,6 +195,7 @@ def test_the_papers_flops_are_three_passes_at_the_inflated_density(blobs, name: 
     assert training.book.dense_gradient_steps == 0 and training.book.charged == 0
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @PRESETS

@@ -83,6 +83,7 @@ def test_whole_networks_of_timm_see_the_masks(name: str, training: bool) -> None
         assert torch.equal(model(x), bias.expand(2, -1)) and not torch.allclose(before, bias.expand(2, -1))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("training", [True, False])
 def test_masking_all_weights_to_nothing_changes_the_output(case, kernel: str, training: bool) -> None:

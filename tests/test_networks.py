@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import odd
+from conftest import ConvNet, Perceptron
 from dstbench.reports import ledger
 from dstbench.reports.load import frame
 from dstbench.suite import record, registry
 from dstbench.suite.kernels.fuse import Fused
+from dstbench.suite.meters import flops
 from dstbench.suite.meters.crosscheck import counted
 from dstbench.suite.meters.flops import measure
+from dstbench.suite.meters.operations import FREE
 from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import Run
 from dstbench.suite.run import execute
 from dstbench.suite.train import Training
+from dstbench.tasks.digits import VIT
 
 EXAMPLE = torch.zeros(2, 6, 8)
 
@@ -73,8 +82,22 @@ def test_adapters_learn_beside_frozen_weights() -> None:
     assert sum(training.model.dense_passes.weights.values()) == learning
 
 
-def test_a_branch_under_no_grad_stays_dense() -> None:
-    model = made(odd.Teacher)
+def test_adapters_that_are_modules_are_layers_where_they_are_asked_for() -> None:
+    model = made(odd.Bottleneck)
+    adapters = ["block.body.lora_A.default", "block.body.lora_B.default", "block.my_adapter.0"]
+    assert [y.name for y in model.layers] == ["up", "head.adapter"]
+    assert all(f"the pattern '!{name}' asks for it" in model.left_dense[f"{name}.weight"] for name in adapters)
+    training = trained(odd.Bottleneck, "rigl", dense=("!*lora*", "head*"))
+    assert [y.name for y in training.model.layers] == [*adapters[:2], "up"]
+    assert "frozen" in training.model.left_dense["block.body.base_layer.weight"]
+    assert training.model.left_dense["head.adapter.weight"] == "kept dense by the pattern 'head*'"
+    with pytest.raises(ValueError, match="dense pattern '!lore' matches no layer"):
+        made(odd.Bottleneck, ("!lore",))
+
+
+@pytest.mark.parametrize("net", [odd.Teacher, odd.Taught])
+def test_a_branch_under_no_grad_stays_dense(net: type[nn.Module]) -> None:
+    model = made(net)
     assert [y.name for y in model.layers] == ["pupil", "head"]
     assert model.left_dense["teacher.weight"] == "the pass computes no gradient of it"
     assert model.cost().weights == 2 * (48 * 16 + 16 * 4) and model.cost().forward == 2 * (2 * 48 * 16 + 16 * 4)
@@ -135,13 +158,30 @@ def test_heads_of_one_mode_count_in_that_mode() -> None:
     assert not training.model["judge"].met and training.model["extra"].met
 
 
-def test_recomputation_is_part_of_the_pass() -> None:
-    model = made(odd.Recomputed)
+@pytest.mark.parametrize("net", [odd.Recomputed, odd.Reentrant])
+def test_recomputation_is_part_of_the_pass(net: type[nn.Module]) -> None:
+    model = made(net)
     stem = body = 2 * 6 * 8 * 8
     head = 2 * 48 * 4
     assert (model.cost().forward, model.cost().weights) == (stem + body + head,) * 2
     assert model.cost().inputs == body + head + body, "the block is computed again"
-    assert trained(odd.Recomputed, steps=2).book.inputs == 2 * 8 * (2 * body + head)
+    book = trained(net, steps=2).book
+    assert book.inputs == 2 * 8 * (2 * body + head) and book.forward == book.weights == 2 * 8 * (stem + body + head)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("kernel", ["masked", "compact"])
+@pytest.mark.parametrize("net", [odd.LoRA, odd.Recomputed, odd.Reentrant, odd.Query])
+def test_a_view_without_a_graph_costs_its_forward_pass_alone(net: type[nn.Module], kernel: str) -> None:
+    one = trained(net, "static", 3, kernel).book
+    task = odd.Views(**vars(odd.task(net, 3)))
+    training = Training(task, registry.method("static"), kernel=kernel)
+    training.setup()
+    training.run()
+    both = training.book
+    assert (both.forward, both.inputs, both.weights) == (2 * one.forward, one.inputs, one.weights)
+    found = training.model.dense_passes
+    assert both.reached / both.samples == pytest.approx(1 + found.ahead / found.dense)
 
 
 @pytest.mark.parametrize("net", [odd.Dropped, odd.Experts, odd.Heads])
@@ -170,8 +210,17 @@ METHODS += ["sign_in", "srigl", "mest"]
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_train_beside_what_is_frozen_and_what_a_pass_leaves_out(method: str) -> None:
     for net in (odd.Frozen, odd.Dropped) if method != "wanda" else (odd.Frozen, odd.Heads):
-        training = trained(net, method, 8)
-        assert training.evaluate("valid") >= 0 and all(torch.isfinite(y.weight).all() for y in training.model.layers)
+        training = Training(odd.task(net, 8), registry.method(method))
+        training.setup()
+        before = [layer.weight.clone() for layer in training.model.layers]
+        training.run()
+        training.method.finish()
+        for layer, was in zip(training.model.layers, before, strict=True):
+            now = layer.weight
+            there = (was != 0) & (now != 0)  # a weight that came or went has not learned yet
+            assert torch.isfinite(now).all() and layer.met == (layer.name != "judge")
+            if layer.met:
+                assert (now[there] != was[there]).any() if there.any() else not torch.equal(now, was), layer
 
 
 @pytest.mark.slow
@@ -193,23 +242,93 @@ def test_every_method_trains_on_every_odd_network(net: type[nn.Module]) -> None:
 
 
 def traces(net: nn.Module) -> list[Any]:
-    modules = [(n, m.training, sorted(vars(m)), len(m._forward_hooks)) for n, m in net.named_modules()]
+    """All that a measurement may not touch; what stands under `same` by identity."""
+    same = [t for m in net.modules() for t in (*vars(m).items(), *m._parameters.items(), *m._buffers.items())]
+    hooks = [list(vars(m)[kind].values()) for m in net.modules() for kind in vars(m) if kind.endswith("hooks")]
+    plain = [(n, m.training, repr({k: v for k, v in vars(m).items() if type(v) in (dict, list, int, bool)}))
+             for n, m in net.named_modules()]  # fmt: skip
     tensors = [t.clone() for t in (*net.parameters(), *net.buffers())]
-    return [modules, tensors, [p.grad for p in net.parameters()], [t.device for t in net.parameters()]]
+    return [[(k, id(v)) for k, v in same], hooks, plain, [p.grad for p in net.parameters()], tensors]
 
 
-@pytest.mark.parametrize("net", [odd.Cached, odd.Recurrent, odd.Recomputed, odd.Experts, odd.Dropped])
-def test_measuring_leaves_no_trace(net: type[nn.Module]) -> None:
+@pytest.mark.parametrize("count", [measure, counted])
+@pytest.mark.parametrize("net", [odd.Cached, odd.Recurrent, odd.Recomputed, odd.Experts, odd.Dropped, odd.Holding])
+@pytest.mark.parametrize("small", [0, 1e6])
+def test_measuring_leaves_no_trace(net: type[nn.Module], count: Any, small: float, monkeypatch) -> None:
+    monkeypatch.setattr("dstbench.suite.meters.flops.SMALL", small)
     built = net()
     before, chance = traces(built), (torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy())
-    measure(built, EXAMPLE)
+    count(built, EXAMPLE)
     after = traces(built)
-    assert before[0] == after[0] and before[2:] == after[2:]
-    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    assert before[:-1] == after[:-1]
+    assert all(torch.equal(a, b) for a, b in zip(before[-1], after[-1], strict=True))
     assert torch.equal(chance[0], torch.get_rng_state()) and chance[1] == random.getstate()
     assert (chance[2] == numpy.random.get_state()[1]).all()
-    if isinstance(built, odd.Cached):
-        assert (built.cache, built.calls) == ({}, 0)
+
+
+def test_a_network_that_functions_hold_is_counted_under_its_own_parameters(monkeypatch) -> None:
+    a, b = 2 * 48 * 16, 2 * 16 * 4
+    for small in (0, 1e6):
+        monkeypatch.setattr("dstbench.suite.meters.flops.SMALL", small)
+        built = odd.Holding()
+        assert measure(built, EXAMPLE).forward == {"a.weight": a, "b.weight": b} and counted(built, EXAMPLE) == a + b
+    training = trained(odd.Holding, "static", 4)
+    assert [y.name for y in training.model.layers] == ["a", "b"]
+    assert block(training)["papers_ratio"] == pytest.approx(0.1, abs=0.01)
+    assert not [key for key in vars(training.model.net) if "tensor" in key]
+
+
+@pytest.mark.parametrize("where", ["module", "box"])
+def test_a_reference_that_no_copy_follows_is_found_wherever_it_is(where: str) -> None:
+    """A registry outside the network that hands it out again."""
+    registry: dict[str, nn.Module] = {}
+
+    class Registered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 4)
+            registry["a"] = self.a
+
+        def forward(self, x: Tensor) -> Tensor:
+            return registry["a"](x) if where == "module" else torch.stack([x @ registry["a"].weight.t()])[0]
+
+    assert measure(Registered(), EXAMPLE).forward == {"a.weight": 2 * 6 * 8 * 4}
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_hook_that_cannot_be_copied_does_not_keep_a_network_from_being_measured(bound: bool) -> None:
+    class Tracker:
+        def __init__(self) -> None:
+            self.lock, self.calls = threading.Lock(), 0
+
+        def hook(self, *given: Any) -> None:
+            with self.lock:
+                self.calls += 1
+
+        __call__ = hook
+
+    net, tracker = nn.Sequential(nn.Linear(8, 4)), Tracker()
+    net[0].register_forward_hook(tracker.hook if bound else tracker)
+    assert measure(net, EXAMPLE).ahead == 2 * 6 * 8 * 4 == counted(net, EXAMPLE)
+
+
+COUNTED = [odd.Frozen, odd.LoRA, odd.Dropped, odd.Heads, odd.Recomputed, odd.Causal, odd.Convolutions, odd.Query]
+
+
+@pytest.mark.parametrize("net", [*COUNTED, "test_resnet", "test_vit", ConvNet, Perceptron])
+def test_with_numbers_and_without_counts_are_the_same(net: Any, monkeypatch) -> None:
+    x = torch.zeros(2, 3, 8, 8) if net is ConvNet else torch.zeros(2, 12) if net is Perceptron else EXAMPLE
+    if isinstance(net, str):
+        x, name = torch.zeros(2, 3, 32, 32), net
+        more = {"img_size": 32} if name == "test_vit" else {}
+        net = lambda: timm.create_model(name, num_classes=4, **more)  # noqa: E731
+    built, found, ran = net(), [], []
+    real = flops.stand_in
+    monkeypatch.setattr(flops, "stand_in", lambda net, device, *more: ran.append(device) or real(net, device, *more))
+    for small in (0, 1e6):
+        monkeypatch.setattr(flops, "SMALL", small)
+        found.append(measure(built, x))
+    assert found[0] == found[1] and ran == ["meta", "meta", None, None]
 
 
 @pytest.mark.parametrize(("net", "flops"), [(odd.Cached, 2 * 6 * 8 * 8 + 2 * 48 * 4), (odd.Recurrent, None)])
@@ -226,8 +345,6 @@ def test_a_network_that_cannot_run_its_example_is_told_so() -> None:
 
 
 def test_a_lock_or_a_computed_tensor_does_not_keep_a_network_from_being_measured() -> None:
-    import threading
-
     class Locked(nn.Linear):
         def __init__(self) -> None:
             super().__init__(8, 4)
@@ -374,6 +491,39 @@ def test_a_fused_graph_does_not_hold_the_way_of_one_pass(net: type[nn.Module]) -
         assert built.calls == oracle.calls and all(isinstance(table, Tensor) for table in built.cache.values())
 
 
+@pytest.mark.parametrize("place", ["leaf", "container", "root"])
+def test_a_graph_calls_hooks_as_often_as_the_network_does(place: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), nn.Identity(), nn.Flatten())
+    at = {"leaf": [net[0][1], net[1]], "container": [net[0]], "root": [net]}[place]
+    seen: list[Any] = []
+    for module in at:
+        module.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    fused = Fused(net)
+    for calls in (1, 2):
+        out = fused(torch.randn(2, 3, 5, 5))
+        assert len(seen) == calls * len(at) and all(isinstance(y, Tensor) for y in seen)
+    assert out.shape == (2, 36)
+
+
+def test_the_inputs_that_wanda_sees_are_those_of_the_layer_under_every_kernel() -> None:
+    """Where GELU is part of a Linear's product, the hook of the Linear still sees what GELU gives; cut at step 1."""
+    recipe = replace(VIT.recipe, steps=2)
+    norms = {}
+    for kernel in ("masked", "sparse"):
+        method = registry.method("wanda")
+        training = Training(replace(VIT, recipe=recipe), method, kernel=kernel)
+        assert method.cut == 1
+        training.setup()
+        training.run(until=1)
+        norms[kernel] = {k: v for k, v in method.memory.items() if k.startswith("input.")}
+        training.run()
+        assert bool(training.model.fused) == (kernel == "sparse")
+    assert len(norms["masked"]) == len(training.model.layers)
+    for name, found in norms["sparse"].items():
+        torch.testing.assert_close(found, norms["masked"][name], rtol=1e-4, atol=1e-5)
+
+
 # ---- operations without a formula ------------------------------------------------------------------------------------
 
 
@@ -399,9 +549,65 @@ class Distances(nn.Module):
 
 @pytest.mark.parametrize(("net", "names"), [(Mixing, {"_fft_r2c"}), (Distances, {"_cdist_forward"})])
 def test_an_operation_without_a_formula_is_named_with_its_calls(net: type[nn.Module], names: set[str]) -> None:
+    (calls,) = (n for name, n in block(trained(net, "snip", 2))["uncounted"].items() if name in names)
+    assert calls == 1 + 2, "of a pass, and of the two of setup"
     found = block(trained(net, "static", 2))["uncounted"]
     assert names <= set(found) and all(isinstance(n, int) and n >= 1 for n in found.values())
     assert not measure(odd.Query(), EXAMPLE).uncounted
+
+
+X = torch.rand(2, 4, 5)
+ELEMENTWISE: dict[str, Callable[[Tensor], Any]] = {
+    **{mode: lambda x, mode=mode: F.pad(x, (1, 1), mode) for mode in ("reflect", "replicate", "circular")},
+    **{f"{mode} 2d": lambda x, mode=mode: F.pad(x, (1, 1, 1, 1), mode) for mode in ("reflect", "replicate")},
+    "bce": lambda x: F.binary_cross_entropy(x, x.detach()),
+    "bce logits": lambda x: F.binary_cross_entropy_with_logits(x, x.detach(), pos_weight=torch.ones(5)),
+    "polar": lambda x: torch.polar(x, x).real,
+    "complex": lambda x: torch.complex(x, x).imag,
+    "dist": lambda x: torch.dist(x, 2 * x),
+    "bucketize": lambda x: x * torch.bucketize(x.detach(), torch.tensor([0.1, 0.5])),
+    "softplus": lambda x: F.softplus(x) + x.copysign(x - 1) + torch.rsub(x, x),
+    "isin": lambda x: x * torch.isin(x.detach(), torch.ones(2)),
+    "rms": lambda x: F.rms_norm(x, (5,), torch.ones(5, requires_grad=True)),
+    "quantised": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_what_goes_element_by_element_is_not_named(name: str) -> None:
+    with flops.FlopMeter() as meter:
+        out = ELEMENTWISE[name](X.clone().requires_grad_())
+        out.sum().backward()
+    assert not meter.uncounted and not meter.total
+
+
+PRODUCTS: dict[str, Callable[[Tensor], Any]] = {
+    "_pdist_forward": lambda x: torch.pdist(x[0]),
+    "_linalg_svd": lambda x: torch.linalg.svd(x),
+    "_linalg_eigh": lambda x: torch.linalg.eigh(x[0] @ x[0].t()),
+    "linalg_cholesky_ex": lambda x: torch.linalg.cholesky(torch.eye(4)),
+    "_linalg_solve_ex": lambda x: torch.linalg.solve(torch.eye(4), x[0]),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_decompositions_and_distances_are_named(name: str) -> None:
+    with flops.FlopMeter() as meter:
+        PRODUCTS[name](X)
+    assert name in meter.uncounted
+
+
+def test_products_with_something_elementwise_in_them_are_not_free() -> None:
+    for name in ("_foreach_mm", "cudnn_convolution_relu", "_flash_attention_forward_no_dropout_inplace"):
+        assert not FREE.fullmatch(name)
+
+
+def test_a_product_in_place_has_the_formula_of_the_product() -> None:
+    with flops.FlopMeter() as meter:
+        torch.zeros(4, 3).addmm_(torch.ones(4, 5), torch.ones(5, 3))
+        torch.zeros(4).addmv_(torch.ones(4, 5), torch.ones(5))
+        torch.zeros(2, 4, 3).baddbmm_(torch.ones(2, 4, 5), torch.ones(2, 5, 3))
+    assert meter.total == 2 * (4 * 5 * 3 + 4 * 5 + 2 * 4 * 5 * 3) and not meter.uncounted
 
 
 def test_products_that_torch_has_no_formula_for_are_counted() -> None:

@@ -175,6 +175,7 @@ def test_cells_csv_holds_every_cell(tmp_path):
     assert {row["dense"] for row in rows if row["method"] != "dense"} == {"False"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "records",
     [
@@ -200,6 +201,7 @@ def test_it_works_with_little_and_loses_nothing(records, tmp_path):
     assert (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8").startswith("# dstbench\n")
 
 
+@pytest.mark.slow
 def test_several_settings_have_boards_of_their_own(tmp_path, drawn):
     records = [*grid(), *[make(m, s, id={"kernel": "compact"}) for m, s in (("dense", None), ("rigl", 0.9))]]
     summary, _, outline = page(store(tmp_path, records), tmp_path)
@@ -257,7 +259,8 @@ def mutants():
                 yield key, record
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 7])
 def test_no_single_wrong_field_stops_the_report(tmp_path, drawn, every):
     (tmp_path / "records").mkdir()
     found = list(mutants())[::every]  # 7 shares no divisor with the number of values, so that each value is met

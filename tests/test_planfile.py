@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dstbench.suite import planfile
+from dstbench.suite import fields, planfile, record, schema
+from dstbench.suite import plan as plans
 from dstbench.suite.planfile import PlanError
 
 GOOD = """\
@@ -74,7 +76,7 @@ set:
         ":11: sparsity is 'high': a share of zero weights",
         ":12: seeds is [0, -1]: -1 is no seed and no range",
         ":13: unknown key 'buget'; did you mean budget?",
-        ":14: budget is 0: a number above 0 is expected",
+        ":14: budget is 0: a number from 1e-12 up is expected",
         ":15: timeout is 'soon': a time such as",
         ":16: threads is 0: a number from 1 up is expected",
         ":17: precision is 'fp8': 'fp32', 'bf16' or 'fp16' is expected",
@@ -212,3 +214,36 @@ def test_target_takes_the_longest_name() -> None:
         "dense": ("", ""),
     }.items():
         assert planfile.target(key, names) == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("edge", [{"budget": 1e-12}, {"budget": 1e6}, {"threads": 1}, {"threads": 1024}, {"seeds": [0]},
+                                  {"seeds": [2**32 - 1]}, {"sparsity": [0.0]}, {"sparsity": [1 - 2**-53]}])  # fmt: skip
+def test_a_record_can_hold_what_a_plan_may_ask_for(edge: dict[str, Any], tmp_path: Path) -> None:
+    plan = planfile.Plan(methods=["static"], tasks=["digits/mlp"], device="cpu", **edge)
+    (run,) = plans.expand(plan)
+    assert record.read(record.write(record.empty(run), tmp_path))["id"]["key"] == run.key
+
+
+def test_every_bound_of_a_plan_is_within_that_of_a_record() -> None:
+    seen = 0
+    for name, field in planfile.Plan.model_fields.items():
+        low, high = schema.RANGES.get(f"id.{name}", (-schema.LARGEST, schema.LARGEST))
+        for bound in field.metadata:
+            assert not (f"id.{name}" in schema.RANGES and hasattr(bound, "gt")), "an open bound has no least number"
+            seen += hasattr(bound, "ge") + hasattr(bound, "le")
+            assert low <= getattr(bound, "ge", low) and getattr(bound, "le", high) <= high, name
+    assert seen == 5 and schema.RANGES["id.seed"][1] >= fields.LARGEST
+
+
+def test_a_run_that_no_record_can_hold_is_refused_before_it_trains(tmp_path: Path) -> None:
+    plugin = tmp_path / "deep.py"
+    plugin.write_text(
+        "from dataclasses import field\nfrom dstbench import Method, register\n"
+        "@register\nclass Deep(Method):\n    table: dict = field(default_factory=dict)\n"
+    )
+    table: Any = 1
+    for _ in range(20):
+        table = {"a": table}
+    plan = planfile.Plan(methods=[{"deep": {"table": table}}], tasks=["digits/mlp"], device="cpu")
+    with pytest.raises(planfile.PlanError, match=r"deep on digits/mlp cannot be run.* id is nested deeper than 20"):
+        plans.expand(plan, [str(plugin)])

@@ -38,7 +38,7 @@ def test_the_skeleton_has_every_block() -> None:
 def test_a_new_attempt_is_a_new_file_and_the_newest_counts(tmp_path: Path) -> None:
     for attempt, status in enumerate(["timeout", *["error"] * 9, "ok"], 1):
         assert record.number(record.write(ended(RUN, status), tmp_path)) == attempt
-    assert record.done(tmp_path) == {RUN.key: "ok"}, "11 comes after 9"
+    assert record.finished(record.load(tmp_path)[0]) == {RUN.key: "ok"}, "11 comes after 9"
     assert record.attempts(tmp_path, RUN.key) == list(range(1, 12))
 
 
@@ -50,7 +50,7 @@ def test_attempts_are_counted_from_the_highest(tmp_path: Path) -> None:
 
 def test_interrupted_is_not_done(tmp_path: Path) -> None:
     record.write(record.empty(RUN, "interrupted"), tmp_path)
-    assert record.done(tmp_path) == {} and len(record.load(tmp_path)[0]) == 1
+    assert record.finished(record.load(tmp_path)[0]) == {} and len(record.load(tmp_path)[0]) == 1
 
 
 def good() -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_foreign_files_are_set_aside_and_the_others_load(tmp_path: Path, name: s
 
 
 def test_no_folder_is_no_records(tmp_path: Path) -> None:
-    assert record.load(tmp_path / "none") == ([], []) and record.done(tmp_path / "none") == {}
+    assert record.load(tmp_path / "none") == ([], [])
 
 
 def test_a_failed_write_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,3 +113,63 @@ def test_stale_records_are_those_of_another_source() -> None:
     assert record.stale(records, {"method": {"a": "new"}}) == {keys[0]}
     assert record.stale(records, {"method": {"a": "new"}, "task": {"t": "new"}}) == {keys[0], keys[4]}
     assert record.stale(records, {"method": {}, "task": {"other": "new"}}) == set()
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": [value]} if value == 1 else [value]
+    return value
+
+
+def broken(how: str) -> dict[str, Any]:
+    found = good()
+    if how in ("deep", "endless"):
+        found["params"] = {"method": nested(20 if how == "deep" else 100_000)}
+    elif how == "large":
+        found["curve"] = {name: [1.0] * 1000 for name in ("step", "loss", "density", "valid")}
+    elif how == "key":
+        found["id"]["seed"] = 7
+    elif how == "budget":
+        found["id"] |= {"budget": 1e-13}
+    else:
+        found["id"] |= {"hyperparameters": nested(19)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("deep", "params is nested deeper than 20 levels"),
+        ("deep id", "id is nested deeper than 20 levels"),
+        ("endless", "the record is nested deeper than 20 levels"),
+        ("large", "curve is 0 MiB; a whole record has 0 at most"),
+        ("key", "the identity is not the one"),
+        ("budget", "id.budget is 1e-13"),
+    ],
+)
+def test_nothing_is_written_that_would_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    monkeypatch.setattr(record, "LARGEST", 10_000)
+    with pytest.raises(ValueError, match=why):
+        record.write(broken(how), tmp_path)
+    assert not record.folder_of(tmp_path).exists()
+
+
+def test_the_bounds_of_depth_and_size_are_those_of_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for levels in range(10, 25):
+        found = {**good(), "params": {"method": nested(levels)}}
+        try:
+            path = record.write(found, tmp_path)
+        except ValueError:
+            assert levels > 16
+        else:
+            assert levels < 18 and record.read(path)["params"]["method"] == found["params"]["method"]
+    for bytes_ in range(1500, 4000, 100):
+        monkeypatch.setattr(record, "LARGEST", bytes_)
+        try:
+            path = record.write(good(), tmp_path)
+        except ValueError:
+            continue
+        assert record.read(path)["id"]["key"] == RUN.key

@@ -35,6 +35,7 @@ def elsewhere(work, subject: Subject, file: Path) -> str:
         return pool.apply(work, (subject, file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [
@@ -54,9 +55,8 @@ def test_what_a_class_or_module_gathers_is_not_there_after_a_resume(tmp_path: Pa
     assert text in found
 
 
-@pytest.mark.parametrize(
-    "held", ["object()", *(pytest.param(h, marks=pytest.mark.slow) for h in ("lambda: 0", "largest"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["object()", "lambda: 0", "largest"])
 def test_state_that_cannot_be_saved_is_a_verdict_that_says_why(tmp_path: Path, held: str) -> None:
     subject = breach(tmp_path, f"    def begin(self, t):\n        self.memory['odd'] = {held}\n")
     given = Given("broken", ("digits/mlp",), plugins=tuple(subject.plugins), file=str(tmp_path / "states"))

@@ -209,7 +209,7 @@ def test_recipe_overrides_and_precision_reach_the_run(tmp_path: Path) -> None:
     assert recipe["lr"]["sgd"] == 0.01 and recipe["precision"] == "bf16" and found["params"]["own_tuning"]
 
 
-OTHERS_TO_KILL = [("rigl", "masked"), ("ml_linbreg", "masked"), ("ml_linbreg", "compact")]
+TO_KILL = [("rigl", "compact"), ("rigl", "masked"), ("ml_linbreg", "masked"), ("ml_linbreg", "compact")]
 CHILD = """
 import sys, json
 from dstbench.suite import run
@@ -223,10 +223,8 @@ def same(a: dict, b: dict) -> bool:
     return a["hashes"] == b["hashes"] and a["curve"] == b["curve"] and flops[0] == flops[1]
 
 
-@pytest.mark.parametrize(
-    ("method", "kernel"),
-    [("rigl", "compact"), *(pytest.param(*both, marks=pytest.mark.slow) for both in OTHERS_TO_KILL)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kernel"), TO_KILL)
 def test_killed_runs_end_bit_identical(tmp_path: Path, method: str, kernel: str) -> None:
     """SIGKILL after some checkpoints, several times, then to the end: the record equals an undisturbed run's."""
     task, budget = ("digits/mlp", 0.3) if kernel == "compact" else ("digits/resnet", 0.25)

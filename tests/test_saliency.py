@@ -134,6 +134,7 @@ def test_flops_are_dense_before_the_cut_and_sparse_after_it(images, method: Wood
     assert method.charged == min(method.samples, method.cut) * 6 * method.block * numel + cut
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @pytest.mark.parametrize("kind", [Wanda, WoodFisher])
 def test_resuming_is_bit_exact(images, kind: type, kernel: str) -> None:

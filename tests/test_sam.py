@@ -98,6 +98,7 @@ def test_only_what_the_pass_reads_is_moved(images) -> None:
         torch.testing.assert_close(layer.weight * layer.forward_mask, weight + 0.3 * grad / norm)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 def test_resuming_is_bit_exact(images, kernel: str, single: bool) -> None:

@@ -117,6 +117,7 @@ def test_two_of_four() -> None:
     assert not two_of_four(row.roll(1)) and not two_of_four(None) and not two_of_four(torch.zeros(4, 6).bool())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_says_what_is_missing() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from dstbench.suite.plan import Run
 from dstbench.suite.planfile import Plan
 from dstbench.suite.registry import Entry
 
-HEAD = "import os, random, signal, sys\nimport numpy as np\nimport torch\nfrom dstbench import Method, register\n"
+HEAD = "import gc, os, random, signal, sys\nimport numpy as np\nimport torch\nfrom dstbench import Method, register\n"
 TAIL = "\n@register\nclass Unrelated(Method):\n    pass\n"
 SETS = {
     "threads": ("torch.set_num_threads(3)", torch.get_num_threads),
@@ -33,6 +35,16 @@ SETS = {
     "python": ("random.seed(5)", lambda: hash(random.getstate())),
     "numpy": ("np.random.seed(5)", lambda: int(np.random.get_state()[1].sum())),  # type: ignore[union-attr]
     "signal": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", lambda: signal.getsignal(signal.SIGTERM)),
+    "only warned": (
+        "torch.use_deterministic_algorithms(True, warn_only=True)",
+        torch.is_deterministic_algorithms_warn_only_enabled,
+    ),
+    "autocast": ("torch.set_autocast_enabled('cpu', True)", lambda: torch.is_autocast_enabled("cpu")),
+    "autocast's type": ("torch.set_autocast_dtype('cpu', torch.float16)", lambda: torch.get_autocast_dtype("cpu")),
+    "attention": ("torch.backends.cuda.enable_math_sdp(False)", torch.backends.cuda.math_sdp_enabled),
+    "numpy's errors": ("np.seterr(all='raise')", np.geterr),
+    "garbage": ("gc.disable()", gc.isenabled),
+    "mask": ("os.umask(0o777)", lambda: (mask := os.umask(0), os.umask(mask))[0]),
     "folder": ("os.chdir('/')", os.getcwd),
     "recursion": ("sys.setrecursionlimit(4321)", sys.getrecursionlimit),
     "stream": ("sys.stderr = None", lambda: sys.stderr is None),
@@ -46,6 +58,18 @@ def test_what_a_file_sets_is_set_back(what: str, tmp_path: Path) -> None:
     path.write_text(HEAD + code + TAIL)
     before = read()
     assert registry.method("unrelated", [path]) and read() == before
+
+
+@pytest.mark.slow
+def test_what_is_set_before_torch_is_loaded_is_set_back(tmp_path: Path) -> None:
+    """In a process that has not loaded it yet."""
+    (tmp_path / "sets.py").write_text("import torch\n" + "\n".join(code for code, _ in list(SETS.values())[:8]))
+    code = "import sys\nfrom dstbench.suite import plugins, settings\nassert 'torch' not in sys.modules\n"
+    code += "import contextlib\nwith settings.kept(): exec(open('sets.py').read())\n"
+    code += "import torch\nprint(settings.now(), torch.initial_seed(), torch.rand(1).dtype)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{settings.now()} ") and done.stdout.endswith("torch.float32\n"), done.stderr
 
 
 def test_a_file_that_fails_sets_nothing_either(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_the_oracle_knows_the_network() -> None:
     assert found == dict(convolutions(FULL)) and len(NARROWER) > 40
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("match", "sparsity"), (("parameters", 0.9), ("flops", 0.9), ("flops", 0.98)))
 def test_no_other_width_of_digits_resnet_is_nearer(match: str, sparsity: float) -> None:
     method = SmallDense(sparsity=sparsity, match=match)
@@ -237,3 +238,22 @@ def test_a_task_whose_narrow_network_does_not_run_is_skipped_with_its_reason(lea
     task = replace(MLP, model=Stuck, arguments={"inner": 32, "least": least}, widths={"inner": 1})
     reason = SmallDense().skip(task)
     assert reason is not None and re.search(f"no narrower network: {text}", reason, re.DOTALL)
+
+
+class Least(Perceptron):
+    """Cannot be narrower than 4."""
+
+    def __init__(self, inner: int) -> None:
+        assert inner >= 4, f"{inner} is below 4"
+        super().__init__(inner)
+
+
+def test_widths_that_the_run_does_not_take_need_not_be_there() -> None:
+    task = replace(Blobs(), name="my/least")
+    build = lambda self, seed, width=1.0: Least(round(24 * width))  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blobs, "build", build)
+        method = SmallDense(sparsity=0.5)
+        assert method.skip(task) is None and 4 <= method.network(task, 0).first.out_features < 24
+        reason = SmallDense(sparsity=0.99).skip(task)
+    assert reason is not None and re.search(r"is below 4.*\(width", reason, re.DOTALL)

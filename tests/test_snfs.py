@@ -211,6 +211,7 @@ def test_the_papers_flops_are_two_sparse_and_one_dense_every_step(blobs, sparsit
     assert training.model.density == pytest.approx(1 - sparsity, abs=1e-12)
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 8, 9])

@@ -37,6 +37,7 @@ NARROW = ("small_dense", "depgraph")  # their networks are dense, and smaller
 METHODS = sorted(name for name in registry.methods() if ":" not in name and name not in NARROW)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_as_under_masked_with_sparse_products_wherever_it_masks(
     images, kernel: str, name: str
@@ -49,6 +50,7 @@ def test_every_method_trains_as_under_masked_with_sparse_products_wherever_it_ma
     assert ("sparse" in routes) == registry.methods()[name].sparse
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("grad", [*GRADS, "in turn"])
 def test_masks_change_and_training_goes_on_as_under_masked(kernel: str, grad: str, optimizer: str) -> None:

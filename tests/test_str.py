@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.str import STR
+from dstbench.suite.keepsake import values
 from dstbench.suite.meters.memory import training_state
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import WEIGHTS, attached, perceptron, same_after_resume, samples, spent, trained, with_recipe
 from test_straight_through import DECAY, KERNELS, OPTIMIZERS, Rule, follow, left, top_of_all
@@ -240,6 +240,7 @@ def test_the_papers_flops_are_three_sparse_passes(images) -> None:
     assert forward[0] > forward[10] > forward[29] and len({*forward}) > 20
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 20])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.straight_through import STE
+from dstbench.suite.keepsake import values
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import WEIGHTS, Oracle, attached, perceptron, same_after_resume, samples, spent, trained, with_recipe
 
@@ -200,6 +200,7 @@ def test_densities_by_layer_are_those_of_the_allocation(blobs) -> None:
     assert found == {"uniform": [29, 57, 10], "erk": [31, 41, 24]}  # 96 / (36 + 48 + 28) of each sum of dimensions
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 20])

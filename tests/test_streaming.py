@@ -75,6 +75,7 @@ def nearly(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kernel", STORES)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_streams_is_the_run_that_does_not(images, kernel: str, name: str) -> None:
@@ -85,6 +86,7 @@ def test_a_run_that_streams_is_the_run_that_does_not(images, kernel: str, name: 
     assert ours.curve == whole.curve
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kernel", STORES)
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_the_run_under_masked(images, kernel: str, name: str) -> None:
@@ -99,6 +101,7 @@ def test_what_is_done_to_whole_gradients_finds_them_whole(images, monkeypatch, r
     assert not any(layer.streams for run in runs for layer in run.model.layers)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["rigl", "ml_linbreg"])
 @pytest.mark.parametrize("stop", range(8, 16))
 def test_resuming_is_bit_exact(images, name: str, stop: int) -> None:

@@ -15,7 +15,7 @@ from dstbench.suite.kernels import build
 
 ROOT = Path(__file__).parents[1]
 CODE = """
-import os, sys, threading, time
+import multiprocessing, os, sys, threading, time
 from dstbench import streams, surroundings
 streams.usable().__enter__()
 print("\\ud800 gr\\u00fc\\u00df")
@@ -24,16 +24,25 @@ file = open("kept", "w")
 os.write(1, b""), os.write(2, b"")
 file.write(str(file.fileno()))
 file.close()
-threading.Thread(target=time.sleep, args=(600,)).start()
+stays = sys.argv[1]
+if stays == "thread":
+    threading.Thread(target=time.sleep, args=(600,)).start()
+else:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,)).start()
 surroundings.leave(3)
 """
 
 
-@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_may_be_closed_or_narrow_and_a_thread_may_stay(closed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("closed", "stays"),
+    [("", "thread"), (">&-", "thread"), ("2>&-", "process"), ("<&- >&- 2>&-", "thread"), ("", "process")],
+)
+def test_streams_may_be_closed_or_narrow_and_a_thread_or_a_process_may_stay(
+    closed: str, stays: str, tmp_path: Path
+) -> None:
     (tmp_path / "code.py").write_text(CODE)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    command = ["sh", "-c", f"exec {sys.executable} code.py {closed}"]
+    command = ["sh", "-c", f"exec {sys.executable} code.py {stays} {closed}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and "Traceback" not in done.stderr
     assert done.stdout == ("" if " >&-" in f" {closed}" else "\\ud800 gr\\xfc\\xdf\n")

@@ -342,6 +342,7 @@ def test_nothing_is_left_of_units_that_are_off() -> None:
             assert not layer.weight[~layer.forward_mask].any() and layer.grad_mask is layer.forward_mask
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @pytest.mark.parametrize("stop", [4, 9])
 def test_resuming_is_bit_exact(kernel: str, stop: int) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dstbench.methods.topkast import TopKAST
+from dstbench.suite.keepsake import values
 from dstbench.suite.model import SparseModel
-from dstbench.suite.run import values
 from dstbench.suite.train import Training
 from pruning import POSITIONS, WEIGHTS, attached, read, same_after_resume, trained, with_recipe
 from test_straight_through import KERNELS, OPTIMIZERS, Rule, follow, top
@@ -221,6 +221,7 @@ def test_a_restart_forgets_momentum_but_not_what_waits(blobs) -> None:
         assert torch.equal(layer.weight, weight) and not layer.state
 
 
+@pytest.mark.sampled(1)
 @KERNELS
 @OPTIMIZERS
 @pytest.mark.parametrize("stop", [1, 15, 16])

@@ -82,6 +82,7 @@ def test_dense_training_equals_a_plain_loop(blobs, kind: str) -> None:
     assert training.evaluate("test") > 0.7
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", [Plain, Half])
 @pytest.mark.parametrize("kernel", ["masked", "compact"])
 @pytest.mark.parametrize("stop", [1, 25, 26])
@@ -277,6 +278,14 @@ def test_recipes_say_what_is_wrong_with_them() -> None:
     ):
         with pytest.raises(ValueError, match=rf"recipe\.{field} is '?{value}'?; (give )?{wanted}"):
             Recipe(**{"steps": 1, "batch": 1, "lr": {}, field: value})
+    for name, wrong, why in (
+        ("lr", 0.1, r"recipe.lr is 0.1; give one for each kind: \{'sgd': ..., 'adam': ...\}"),
+        ("weight_decay", None, r"recipe.weight_decay is None; give one for each kind"),
+        ("lr", {"sgd": None}, r"recipe.lr\['sgd'\] is None; a number is expected"),
+        ("lr", {"sgd": float("inf")}, r"recipe.lr\['sgd'\] is inf; give a finite number"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Recipe(**{"steps": 1, "batch": 1, "lr": {"sgd": 0.1}, name: wrong})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"recipe.steps is 0; at least 1"):
         Recipe(steps=0, batch=1, lr={})
 

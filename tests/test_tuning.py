@@ -40,6 +40,7 @@ def test_divergence_is_not_a_number():
     assert math.isnan(Trial("digits/mlp", "sgd", 1e9, 0, 0.1).run())
 
 
+@pytest.mark.slow
 def test_command_prints_rows(monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.tuning.GRID", {"sgd": (0.1,), "adam": (1e-3,)})
     arguments = ["--tasks", "digits/mlp", "--seeds", "1", "--budget", "0.02"]

@@ -104,7 +104,7 @@ def test_minus_zero_is_zero() -> None:
     assert str(values.coerce(Any, "{a: [-0.0]}")) == "{'a': [0.0]}"
 
 
-@pytest.mark.parametrize("text", ["2026-99-99", "[" * 5000, "1" * 5000, "!!python/object:os.system {}", "\x00"])
+@pytest.mark.parametrize("text", ["2026-99-99", "[" * 2000, "1" * 5000, "!!python/object:os.system {}", "\x00"])
 def test_what_yaml_cannot_read_is_a_text(text: str) -> None:
     assert values.read(text) == text
     good, errors = values.check("m", Fields, {"rate": text, "text": text})

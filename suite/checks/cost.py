@@ -10,7 +10,10 @@ from dstbench.suite.train import Training
 
 
 def work_outside_the_pass_is_charged(subject: Subject) -> str:
-    """Products that `begin`, `step` and `finish` dispatch, hidden passes too, are at most what the method charges."""
+    """Products that `begin`, `step` and `finish` dispatch, hidden passes too, are at most what the method charges.
+
+    Of operations without a formula it is only known that they cost something.
+    """
     training, wrong = subject.training(), list[str]()
     meters: list[FlopMeter] = []
     charged: list[int] = []
@@ -23,8 +26,11 @@ def work_outside_the_pass_is_charged(subject: Subject) -> str:
     def stop(where: str, training: Training, t: int) -> None:
         meters[-1].__exit__(None, None, None)
         spent, booked = meters[-1].total, training.method.charged - charged[-1]
-        if spent > booked:
-            call = where if where == "finish" else f"{where}({t})"
+        call = where if where == "finish" else f"{where}({t})"
+        if meters[-1].uncounted and booked <= spent:
+            names = ", ".join(meters[-1].uncounted)
+            wrong.append(f"{call} calls {names}, whose FLOPs are not known, and does not charge them: call self.charge")
+        elif spent > booked:
             wrong.append(
                 f"{call} computes {spent} FLOPs and charges {booked}: call self.charge, or leave it to the pass"
             )

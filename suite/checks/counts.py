@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import torch
 
+from dstbench.suite.achieved import GRAIN, slack
 from dstbench.suite.checks.subject import STEPS, Recorded, Subject, Watch, active, after_optimizer, few
-from dstbench.suite.run import GRAIN, slack
 from dstbench.suite.train import Training
 
 MIDDLE = STEPS // 2 - 1  # on the recipe's period the step of an update
 
 
 def density_is_on_target(subject: Subject) -> str:
-    """After the last step as many weights are read as a run of this sparsity may end with (`run.slack`)."""
+    """After the last step as many weights are read as a run of this sparsity may end with (`achieved.slack`)."""
     return _missed(subject.run)
 
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 from dstbench.suite.kernels.attention import FusedAttention
 from dstbench.suite.kernels.gelu import FusedGelu
 from dstbench.suite.kernels.norm import FusedNorm
-from dstbench.suite.kernels.tracing import CONSTANT, Tracer, same_way
+from dstbench.suite.kernels.tracing import CONSTANT, Tracer, hooked, same_way
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 UNBINDS = {torch.unbind, "unbind"}
@@ -45,7 +45,7 @@ class Fused:
 def _fused(net: nn.Module, args: Any, kwargs: Any) -> tuple[Callable[..., Any], list[str]]:
     """What to call in place of the network, and its fused parts; args and kwargs: those of its first pass."""
     try:
-        if not same_way(net, args, kwargs):
+        if hooked(net) or not same_way(net, args, kwargs):
             return net, []
         traced = fx.GraphModule(net, Tracer().trace(net))
     except Exception:  # as above, in the network's own forward
@@ -139,9 +139,10 @@ def _replace(traced: fx.GraphModule, chain: list[fx.Node], inputs: tuple[Any, ..
 
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """What a node calls, if that is a module that is given one argument."""
+    """What a node calls, if that is a module without hooks that is given one argument."""
     single = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-    return traced.get_submodule(str(node.target)) if single else None
+    module = traced.get_submodule(str(node.target)) if single else None
+    return None if module is None or hooked(module) else module
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy
@@ -13,18 +14,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dstbench.suite.meters.twins import twin, undisturbed
+from dstbench.suite.meters.twins import HOOKS, stand_in, undisturbed
 
 CONSTANT = "_tensor_constant"  # what a tracer calls a tensor that a forward makes, an attribute of the network
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module calls hooks, which a graph would call once or never."""
+    return any(vars(module)[kind] for kind in HOOKS)
+
+
 class Tracer(fx.Tracer):
-    """Sees every call of a module without children, and of a batch norm, which counts its calls."""
+    """Sees every call of a module without children or with hooks, and of a batch norm, which counts its calls."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return (
             isinstance(module, _BatchNorm)
             or not any(True for _ in module.children())
+            or hooked(module)
             or super().is_leaf_module(module, name)
         )
 
@@ -64,16 +71,15 @@ def same_way(net: nn.Module, args: Any, kwargs: Any) -> bool:
     stored = [layer for m in net.modules() for layer in vars(m).get("sparse_layers", {}).values()]
     with _disable_current_modes(), undisturbed(), torch.no_grad():
         weights = {layer.key: layer.weight for layer in stored}
-        copied = twin(net, "meta", weights)
-        before = _state(copied)
-        graph = Tracer().trace(copied)
-        if _state(copied) != before:
-            return False
         given = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-        try:
-            return _operations(fx.GraphModule(copied, graph), *given) == _operations(copied, *given)
-        except Exception:  # a network that needs numbers
-            copied = twin(net, None, weights)
+        with stand_in(net, "meta", weights, hooks=False) as copied:
+            before = _state(copied)
+            graph = Tracer().trace(copied)
+            if _state(copied) != before:
+                return False
+            with suppress(Exception):  # a network that needs numbers
+                return _operations(fx.GraphModule(copied, graph), *given) == _operations(copied, *given)
+        with stand_in(net, None, weights, hooks=False) as copied:
             graph = Tracer().trace(copied)
             return _operations(fx.GraphModule(copied, graph), args, kwargs) == _operations(copied, args, kwargs)
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from dstbench.suite.meters.operations import MATRIX, formula, packet, uncounted
+from dstbench.suite.meters.operations import MATRIX, formula, packet, tensors, uncounted
 
 COPIES = (torch.ops.aten._to_copy, torch.ops.aten.clone)  # of a weight, which is then read as it is
 
@@ -80,8 +79,8 @@ class FlopMeter(TorchDispatchMode):
             self.uncounted[name] += 1
         if not self.owners or getattr(func, "is_view", False):
             return
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and (owner := self._owner(tensor)):
+        for tensor in tensors((args, kwargs)):
+            if owner := self._owner(tensor):
                 if packet(func) in COPIES:
                     self.owners[out.untyped_storage()._cdata] = owner
                     self._copies.append(out)

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
-from dstbench.suite.meters.twins import twin, undisturbed
-from dstbench.suite.weights import uses, weights_of
+from dstbench.suite.meters.twins import stand_in, undisturbed
+from dstbench.suite.weights import not_in_backward, uses, weights_of
+
+SMALL = 1e6  # numbers in a network and its input
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class PassCost:
 
     `rest_*` are products of activations, forward also by module (`rest`). What the training pass did not reach and the
     evaluation pass did has the cost of that. `calls`: by parameter, how often the modules that hold it use it in a
-    sample, recomputation included, where all of `forward` comes of calls. `transformed`: parameters that enter a pass,
-    and no product as they are. `uncounted`: calls of operations without a formula, a pass.
+    sample, where all of `forward` comes of calls; `learned`: how often under grad, recomputation included.
+    `transformed`: parameters that enter a pass, and no product as they are. `uncounted`: calls of operations without a
+    formula, a pass.
     """
 
     forward: dict[str, int]
@@ -41,6 +45,7 @@ class PassCost:
     weights: dict[str, int] = field(default_factory=dict)
     rest: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)
     transformed: frozenset[str] = frozenset()
     uncounted: dict[str, int] = field(default_factory=dict)
     evaluation: PassCost | None = None
@@ -77,6 +82,7 @@ class PassCost:
             merged(self.weights, other.weights),
             self.rest | more,
             merged(self.calls, other.calls),
+            merged(self.learned, other.learned),
             (self.transformed | other.transformed) - self.forward.keys() - other.forward.keys(),
             dict(Counter(self.uncounted) | Counter(other.uncounted)),
             other,
@@ -86,24 +92,36 @@ class PassCost:
 def measure(net: nn.Module, example: Any, weights: Mapping[str, Tensor] | None = None) -> PassCost:
     """Count a training and an evaluation pass of `net` on one sample of `example` (leading dimension: the batch).
 
-    A copy of the network runs, on `meta`, or where that fails on the network's own device; batch norm takes one sample
-    as it does in evaluation. The weight gradient of a parameter costs what its forward products cost, where it takes
-    one; what the backward pass counts beyond input and weight gradients belongs to products of activations. `weights`
-    are those of parameters that are stored in another form. RuntimeError where the network cannot run.
+    A copy of the network runs, on `meta`, or where that fails on the network's own device (a small one there first,
+    where it takes half the time); or where functions hold the network itself, which no copy follows, the network with
+    copies of its tensors. Batch norm takes one sample as it does in evaluation. The weight gradient of a parameter
+    costs what its forward products cost, where it takes one; what the backward pass counts beyond input and weight
+    gradients belongs to products of activations. `weights` are those of parameters that are stored in another form.
+    RuntimeError where the network cannot run.
     """
     why: Exception
-    for device in ("meta", None):
+    devices = (None, "meta") if _small(net, example) else ("meta", None)
+    for copied, device in product((True, False), devices):
         try:
             with undisturbed():
                 one = _one(example, device or _device(net))
-                training = _pass(twin(net, device, weights), one)
-                return training.filled(_pass(twin(net, device, weights), one, training.forward))
+                with stand_in(net, device, weights, copied) as stand:
+                    training = _pass(stand, one)
+                with stand_in(net, device, weights, copied) as stand:
+                    return training.filled(_pass(stand, one, training.forward))
         except Exception as error:  # a network may raise anything, and where there are no numbers more than elsewhere
-            why = error
+            if device is None:
+                why = error
     raise RuntimeError(
         f"counting FLOPs: the network does not run forward and backward on one sample of the example, a batch of one "
         f"({type(why).__name__}: {why}); the task's example() has to be a batch that build(seed) takes"
     ) from why
+
+
+def _small(net: nn.Module, example: Any) -> bool:
+    """Whether arithmetic on a CPU is faster than torch's way to do without, which is through Python."""
+    tensors = [*net.parameters(), *net.buffers(), *(t[:1] for t in tree_leaves(example) if isinstance(t, Tensor))]
+    return _device(net).type == "cpu" and sum(t.numel() for t in tensors) < SMALL
 
 
 def _one(example: Any, device: Any) -> Any:
@@ -126,29 +144,36 @@ def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> Pass
     parameters = dict(net.named_parameters())
     names = {p: n for n, p in parameters.items()}
     layers = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
-    ahead, calls, again = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
+    ahead, calls, learned = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        with _watched(net, names, ahead.inside, calls), ahead:
+        with _watched(net, names, ahead.inside, calls, learned), ahead:
             out = net(one)
         leaves = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         back = FlopMeter({n: parameters[n] for n in ahead.read}, layers)
-        with _watched(net, names, back.inside, again), back:
+        with _watched(net, names, back.inside, calls, learned), back:
             if leaves and not (known is not None and all(n in known for n in ahead.read)):
                 torch.autograd.backward([(t.abs() if t.is_complex() else t).sum() for t in leaves])
-    taken = {n: max(ahead.trained[n], back.trained[n]) if parameters[n].grad is not None else 0 for n in ahead.read}
-    called = {n: calls[n] + again[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
+    # Inside a custom Function.forward no product looks like one that a gradient goes through.
+    taken = {
+        n: (max(ahead.trained[n], back.trained[n]) or ahead.read[n]) if parameters[n].grad is not None else 0
+        for n in ahead.read
+    }
+    called = {n: calls[n] for n in calls if 2 * parameters[n].numel() * calls[n] == ahead.read[n]}
     rest = back.total - sum(back.read.values()) - sum(taken.values())
     return PassCost(
         dict(ahead.read), dict(back.read), sum(ahead.rest.values()), rest, taken, dict(ahead.rest), called,
-        frozenset(ahead.touched - ahead.read.keys()), dict(ahead.uncounted + back.uncounted)
+        dict(learned), frozenset(ahead.touched - ahead.read.keys()), dict(ahead.uncounted + back.uncounted)
     )  # fmt: skip
 
 
 @contextmanager
 def _watched(
-    net: nn.Module, names: Mapping[nn.Parameter, str], inside: list[str], calls: Counter[str]
+    net: nn.Module, names: Mapping[nn.Parameter, str], inside: list[str], calls: Counter[str], learned: Counter[str]
 ) -> Iterator[None]:
-    """Keep the path of the module that runs on top of `inside`, and add up how often modules use their weights."""
+    """Keep the path of the module that runs on top of `inside`, and add up how often modules use their weights.
+
+    `learned` takes the uses under grad.
+    """
 
     def enter(path: str, module: nn.Module, inputs: Any) -> None:
         inside.append(path)
@@ -157,7 +182,8 @@ def _watched(
         inside.pop()
         weight = module._parameters.get("weight")
         if inputs and weight is not None and (count := uses(module, inputs[0], output)):
-            calls[names[weight]] += count
+            calls[names[weight]] += count * not_in_backward()
+            learned[names[weight]] += count * torch.is_grad_enabled()
 
     hooks: list[Any] = []
     for path, module in net.named_modules():

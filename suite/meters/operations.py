@@ -8,7 +8,7 @@ that it lacks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from math import prod
 from typing import Any
@@ -62,13 +62,20 @@ if hasattr(aten, "_grouped_mm"):
 # The place of the matrix among the arguments, where it is not the last tensor.
 MATRIX = {aten.mv: 0, aten.addmv: 1, aten._trilinear: 1}
 
-COSTLY = re.compile(r"_?(linalg|fft|cholesky|lu|svd|qr|geqrf|orgqr|ormqr|triangular|inverse|matrix_exp|cdist)(_.*)?")
+COSTLY = re.compile(
+    r"_?(linalg|fft|cholesky|lu|svd|qr|geqrf|orgqr|ormqr|triangular|inverse|matrix_exp|cdist|pdist)(_.*)?"
+)
 FREE = re.compile(
-    r"_?(native_|batch_|layer_|group_|fused_rms_|weight_)?(batch|layer|group|rms|weight)_?norm.*|_native_.*norm.*"
-    r"|cat|stack|copy|clone|addr|fill|normal|bernoulli|equal|roll|pad|linalg_(cross|vector_norm)"
-    r"|_?(index|masked|scatter|gather|slice|select|diagonal|as_strided|embedding|unsafe|put|take).*"
-    r"|.*(pool[123]d|softmax|dropout|_loss|elu|relu|swish|sigmoid|tanh|shrink|glu|mish|silu|prelu_kernel).*"
-    r"|_?(upsample|grid_sampler|foreach|fused_(adam|sgd|adagrad)|thnn_fused|segment_reduce|cum|logcumsum|searchsorted).*"
+    r"(?!.*(convolution|attention|foreach_mm))("
+    r"_?(native_|batch_|layer_|group_|fused_|weight_|cudnn_|miopen_|quantized_)?(batch|layer|group|rms|weight)_?norm.*"
+    r"|_native_.*norm.*|native_norm|_?linalg_(cross|vector_norm|check_errors)|lu_unpack"
+    r"|cat|stack|copy|clone|addr|rsub|fill|normal|bernoulli|binomial|equal|allclose|roll|pad|polar|complex|dist|isin"
+    r"|bucketize|searchsorted|bincount|_?histogram.*|linspace|logspace|heaviside|copysign|floor_divide|gcd|lcm|__i.shift_"
+    r"|_?(index|masked|scatter|gather|slice|select|diagonal|as_strided|embedding|unsafe|put|take|resize_as).*"
+    r"|.*(pool[123]d|softmax|dropout|_loss|elu|relu|swish|sigmoid|tanh|shrink|glu|mish|silu|prelu_kernel|softplus).*"
+    r"|(reflection|replication)_pad.*|binary_cross_entropy.*|_?fake_quantize.*|_fused_moving_avg.*|quantize_per.*"
+    r"|_?(upsample|(cudnn_)?grid_sampler|foreach|fused_(adam|sgd|adagrad)|thnn_fused|segment_reduce|cum|logcumsum).*"
+    r"|_(amp|philox|standard_gamma|dirichlet|transform_bias_rescale|nested|pack_padded|jagged|padded|convert|validate).*)"
 )
 TAGS = {torch.Tag.pointwise, torch.Tag.reduction}
 
@@ -80,8 +87,18 @@ def packet(func: Any) -> Any:
 
 def formula(func: Any) -> Formula | None:
     """The FLOPs of an operation as a function of its arguments and `out_val`, or None."""
-    found: Formula | None = flop_registry.get(packet(func)) or OURS.get(packet(func))
-    return found
+    for known in (packet(func), _not_in_place(packet(func))):
+        found: Formula | None = flop_registry.get(known) or OURS.get(known)
+        if found is not None:
+            return found
+    return None
+
+
+@cache
+def _not_in_place(operation: Any) -> Any:
+    """The operation that a change in place, such as addmm_, has the formula of."""
+    name = str(operation).removeprefix("aten.")
+    return getattr(aten, name.rstrip("_"), None) if name.endswith("_") and not name.endswith("__") else None
 
 
 @cache
@@ -106,5 +123,14 @@ def uncounted(func: Any, args: Any, kwargs: Any) -> str:
     name, least = _known(func)
     if least is None:
         return ""
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel() > 1]
-    return name if sum(t.is_floating_point() or t.is_complex() for t in tensors) >= least else ""
+    numbers = [t for t in tensors((args, kwargs)) if t.numel() > 1 and (t.is_floating_point() or t.is_complex())]
+    return name if len(numbers) >= least else ""
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an operation, which come bare and in lists: faster than a walk through any tree."""
+    for value in given.values() if isinstance(given, dict) else given:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple | dict):
+            yield from tensors(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +12,44 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-TORCHS = set(vars(nn.Module()))  # attributes that every module has
+from dstbench.suite.meters.operations import tensors
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+TORCHS = set(vars(nn.Module())) - set(HOOKS)  # attributes that every module has
 
 
-def twin(net: nn.Module, device: str | None = None, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A copy of the network, hooks and all, on `device` (None: where it is); on `meta` it holds no numbers.
+@contextmanager
+def stand_in(
+    net: nn.Module,
+    device: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    copied: bool = True,
+    hooks: bool = True,
+) -> Iterator[nn.Module]:
+    """What runs in place of the network, with tensors of its own on `device` (None: where they are).
 
-    `weights` are those of parameters that are stored in another shape. Layers are shared, and not used by the copy;
-    what cannot be copied (a lock, an open file) is shared too.
+    A copy, for which every tensor of the network is out of reach: RuntimeError where an operation reads one, as a
+    function does that holds the network itself. Where `copied` is false it is the network itself, with copies of its
+    tensors. Afterwards modules and the containers in them hold what they held before. `weights` are those of parameters
+    that are stored in another shape; without `hooks` the copy has none.
     """
-    weights = weights or {}
+    memo = _tensors(net, device, weights or {})
+    with _kept(net):
+        if copied:
+            stand = _copy(net, memo, hooks)
+            with OutOfReach(net):
+                yield stand
+        else:
+            for module in list(net.modules()):
+                for held in (vars(module), module._parameters, module._buffers):
+                    held.update({k: memo[id(v)] for k, v in held.items() if id(v) in memo})
+            yield net
+
+
+def _tensors(net: nn.Module, device: str | None, weights: Mapping[str, Tensor]) -> dict[int, Any]:
+    """Copies of tensors and generators by the `id` of the original; Layers are shared, and not used by a copy."""
     memo: dict[int, Any] = {}
     for name, parameter in net.named_parameters():
         value = weights.get(name, parameter).detach().to(device or parameter.device, copy=True)
@@ -36,15 +64,67 @@ def twin(net: nn.Module, device: str | None = None, weights: Mapping[str, Tensor
                 memo[id(value)] = value.clone_state()
         for layer in vars(module).get("sparse_layers", {}).values():
             memo[id(layer)] = layer
+    return memo
+
+
+def _copy(net: nn.Module, memo: dict[int, Any], hooks: bool) -> nn.Module:
+    """A deep copy; what cannot be copied (a lock, an open file, a hook that holds one) is shared."""
+    if not hooks:
+        memo |= {id(vars(module)[kind]): type(vars(module)[kind])() for module in net.modules() for kind in HOOKS}
     try:
         return copy.deepcopy(net, dict(memo))
     except Exception:  # any class may refuse to be copied, in its own way
-        for value in [v for m in net.modules() for k, v in vars(m).items() if k not in TORCHS]:
-            try:
-                copy.deepcopy(value, dict(memo))
-            except Exception:
-                memo[id(value)] = value
+        values = [v for m in net.modules() for k, v in vars(m).items() if k not in TORCHS]
+        values += [hook for m in net.modules() for kind in HOOKS for hook in vars(m)[kind].values()]
+        for value in values:
+            if id(value) not in memo:
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except Exception:
+                    memo[id(value)] = value
         return copy.deepcopy(net, memo)
+
+
+@contextmanager
+def _kept(net: nn.Module) -> Iterator[None]:
+    """Afterwards modules hold what they held, and so do containers in them; parameters have the gradients they had."""
+    seen = set[int]()
+    before = [(box, box.copy()) for module in net.modules() for box in _boxes(vars(module), seen)]
+    grads = [(parameter, parameter.grad) for parameter in net.parameters()]
+    try:
+        yield
+    finally:
+        for box, held in before:
+            box.clear()
+            box.extend(held) if isinstance(box, list) else box.update(held)
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+def _boxes(value: Any, seen: set[int]) -> Iterator[Any]:
+    """A plain dict, list or set, and those in it, each once."""
+    if type(value) in (dict, OrderedDict, defaultdict, list, set) and id(value) not in seen:
+        seen.add(id(value))
+        yield value
+        for part in list(value.values() if isinstance(value, dict) else value):
+            yield from _boxes(part, seen)
+
+
+class OutOfReach(TorchDispatchMode):
+    """RuntimeError where an operation reads a parameter or buffer of this network."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        held = [t for t in (*net.parameters(), *net.buffers()) if t.layout is torch.strided]
+        self.storages = {t.untyped_storage()._cdata for t in held}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tensors((args, kwargs or {})):
+            if tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.storages:
+                raise RuntimeError(f"{func} reads a tensor of the network by a reference that no copy follows")
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
