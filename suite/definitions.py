@@ -171,7 +171,7 @@ def item(task: Any) -> Any:
 
 def composed(tasks: Sequence[Any], known: Mapping[str, Entry]) -> dict[str, Entry]:
     """The entries of names `<data>/<model>` among these that no table has; broken where the model is a slip."""
-    found = {}
+    found: dict[str, Entry] = {}
     for name in {named(task) for task in tasks} - known.keys():
         try:
             entry = by_name(name)
@@ -205,7 +205,7 @@ def _parse(given: Any, base: Path, where: Where) -> tuple[Definition | None, lis
     except ValidationError as error:
         return None, plantext.lines(error, where, _choices)
     if found.data.folder:
-        folder = str((base / Path(found.data.folder).expanduser()).absolute())
+        folder = str((base / Path(found.data.folder).expanduser()).resolve())
         found = found.model_copy(update={"data": found.data.model_copy(update={"folder": folder})})
     recipe, mistakes = _recipe(found.name, found.recipe, where)
     found = found.model_copy(update={"recipe": recipe})

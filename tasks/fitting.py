@@ -42,7 +42,7 @@ def fitted(model: Maker, given: Mapping[str, Any], facts: Facts) -> dict[str, An
     if found is not None:
         return found
     channels, height, width = facts.shape
-    sizes = []
+    sizes: list[str] = []
     for size in SIZES:
         if len(sizes) < ADVICE and _try(model, given, Facts((channels, size, size), facts.classes))[0] is not None:
             sizes.append(f"{size}x{size}")
