@@ -205,7 +205,7 @@ def _parse(given: Any, base: Path, where: Where) -> tuple[Definition | None, lis
     except ValidationError as error:
         return None, plantext.lines(error, where, _choices)
     if found.data.folder:
-        folder = str((base / Path(found.data.folder).expanduser()).absolute())
+        folder = str((base / Path(found.data.folder).expanduser()).resolve())
         found = found.model_copy(update={"data": found.data.model_copy(update={"folder": folder})})
     recipe, mistakes = _recipe(found.name, found.recipe, where)
     found = found.model_copy(update={"recipe": recipe})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,9 +123,9 @@ def locate(plan: str | Path) -> Path:
     return path
 
 
-def target(key: str, entries: Mapping[str, Entry]) -> tuple[str, str]:
+def target(key: str, names: Iterable[str]) -> tuple[str, str]:
     """A key of `set` as (name, field): the longest name that it starts with; ("", "") if there is none."""
-    name = max((n for n in entries if key.startswith(f"{n}.")), key=len, default="")
+    name = max((n for n in names if key.startswith(f"{n}.")), key=len, default="")
     return name, key[len(name) + 1 :] if name else ""
 
 

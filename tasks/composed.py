@@ -216,7 +216,7 @@ def _fit(model: fitting.Maker, arguments: str, facts: Facts) -> tuple[dict[str, 
         return {}, str(error)
 
 
-def _folder(path: str, size: int) -> dict[str, Any]:
+def _folder(path: str, size: int) -> Any:
     """A folder as `sets.load` takes it."""
     return {"folder": path, "size": size} if size else {"folder": path}
 
