@@ -52,7 +52,7 @@ def digit_addition(root: Path | None = None, download: bool = False, digits: int
 
 # ---- nested lists ----------------------------------------------------------------------------------------------------
 
-OPERATIONS = {
+OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
     "[MED": lambda values: sorted(values)[(len(values) - 1) // 2],
@@ -85,7 +85,8 @@ def listops(root: Path | None = None, download: bool = False, length: int = 32, 
 def _expression(draw: Callable[[], float], depth: int) -> tuple[list[str], int]:
     """A list of two to four terms, each a digit or, with a chance of 0.35, a list one level less deep."""
     name = [*OPERATIONS][int(draw() * len(OPERATIONS))]
-    words, values = [name], []
+    words = [name]
+    values: list[int] = []
     for _ in range(2 + int(draw() * 3)):
         if depth > 1 and draw() < 0.35:
             inner, value = _expression(draw, depth - 1)

@@ -62,7 +62,7 @@ MNIST1D = ArrayTask(
     arguments={"inputs": 40, "hidden": (100, 100), "outputs": 10},
     widths={"hidden": 1},
     data="mnist1d",
-    recipe=Recipe(steps=3000, batch=100, lr={"sgd": 0.03, "adam": 3e-3}),
+    recipe=Recipe(steps=3000, batch=100, lr={"sgd": 0.1, "adam": 3e-3}),
     chance=0.1,
     target=0.6,
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,7 +127,7 @@ class LanguageTask(Task):
 
     def _text(self) -> Text:
         if self.data.startswith("file:"):
-            return of_file((self.root or "data") / self.data.removeprefix("file:"))
+            return of_file(Path(self.root or "data") / self.data.removeprefix("file:"))
         return sets.load(self.data, self.root, self.download)
 
     def _endless(self, text: Tensor, split: str, seed: int, start: int) -> Iterator[Batch]:
