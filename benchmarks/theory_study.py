@@ -54,13 +54,14 @@ class Cell:
         task = ConvexTask("theory/study", recipe, problem=self.problem, noise=self.noise, start=0.0)
         run = Training(task, method, self.seed)
         run.setup()
-        gaps, active = [], []
+        truth, gaps, active, found = self.problem.data[2] != 0, [], [], []
         for step in self.looks:
             run.run(until=step)
             weight = run.model.layers[0].weight.numpy()
             gaps.append(self.problem.gaps(weight))
             active.append((weight != 0).sum(1))
-        return Trace(self, np.array(self.looks), np.stack(gaps), np.stack(active))
+            found.append(((weight != 0) | ~truth).all(1))
+        return Trace(self, np.array(self.looks), np.stack(gaps), np.stack(active), np.stack(found))
 
     @property
     def hold(self) -> int:
@@ -89,12 +90,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trace:
-    """Gaps and numbers of active weights, (looks, replicates), after `steps` (looks,)."""
+    """After `steps` (looks,): gaps, numbers of active weights, whether all true ones are, (looks, replicates) each."""
 
     cell: Cell
     steps: Array
     gaps: Array
     active: Array
+    found: Array
+
+    @property
+    def wait(self) -> float:
+        """The step of the first look at which all true weights are active, the median of replicates; inf: never."""
+        first = np.where(self.found.any(0), self.steps[self.found.argmax(0)], np.inf)
+        return float(np.median(first))
+
+    @property
+    def early(self) -> float:
+        """The share of replicates in which all true weights are active at every look of the last decade of steps."""
+        return float(self.found[self.steps >= self.cell.steps / 10].all(0).mean())
 
     @property
     def late(self) -> Array:
@@ -124,8 +137,8 @@ class Trace:
 
 def joined(traces: Sequence[Trace]) -> Trace:
     """Runs of several seeds as the replicates of one."""
-    gaps, active = (np.concatenate([getattr(t, name) for t in traces], 1) for name in ("gaps", "active"))
-    return Trace(replace(traces[0].cell, seed=0), traces[0].steps, gaps, active)
+    parts = [np.concatenate([getattr(t, name) for t in traces], 1) for name in ("gaps", "active", "found")]
+    return Trace(replace(traces[0].cell, seed=0), traces[0].steps, *parts)
 
 
 def across(traces: Iterable[Trace], field: str) -> Interval:

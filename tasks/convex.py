@@ -184,7 +184,8 @@ class ConvexTask(Task):
         if width != 1:
             raise ValueError(f"{self.name}: a convex problem has one width")
         problem, rng = self.problem, generator(seed, "weights")
-        net = nn.Sequential(nn.Linear(problem.inputs, problem.outputs, bias=False, dtype=torch.float64))
+        with torch.random.fork_rng(devices=[]):  # the layer draws weights of its own
+            net = nn.Sequential(nn.Linear(problem.inputs, problem.outputs, bias=False, dtype=torch.float64))
         bound = self.start / math.sqrt(problem.inputs)
         weight = torch.rand(problem.outputs, problem.inputs, generator=rng, dtype=torch.float64)
         net[0].weight = nn.Parameter((2 * weight - 1) * bound)

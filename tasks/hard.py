@@ -65,7 +65,7 @@ MNIST1D = ArrayTask(
     arguments={"inputs": 40, "hidden": (100, 100), "outputs": 10},
     widths={"hidden": 1},
     data="mnist1d",
-    recipe=Recipe(steps=3000, batch=100, lr={"sgd": 0.03, "adam": 3e-3}),
+    recipe=Recipe(steps=3000, batch=100, lr={"sgd": 0.1, "adam": 3e-3}),
     source="ours, after SMC-Bench, arXiv 2303.02141; synthetic data",
     chance=0.1,
     target=0.6,

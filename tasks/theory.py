@@ -9,19 +9,15 @@ from dataclasses import replace
 
 from dstbench.tasks.convex import ConvexTask, PowerLaw, Problem
 
-# The truth has as many entries as a sparsity of 0.9 leaves, and the data no noise: the optimum is sparse itself.
-STEADY = PowerLaw(
-    steps=1000,
-    batch=200,
-    lr={"sgd": 0.3, "adam": 0.03},
-    weight_decay={"sgd": 0.0, "adam": 0.0},
-    momentum=0.0,
+RECIPE = PowerLaw(
+    steps=1000, batch=200, lr={"sgd": 0.3, "adam": 0.03}, weight_decay={"sgd": 0.0, "adam": 0.0}, momentum=0.0
 )
 
+# The truth has as many entries as a sparsity of 0.9 leaves, and the data no noise: the optimum is sparse itself.
 LEAST_SQUARES = ConvexTask(
     name="theory/least_squares",
     problem=Problem(rows=200, inputs=100, nonzero=10),
-    recipe=STEADY,
+    recipe=RECIPE,
     source="ours; synthetic data, known optimum",
     chance=1.1,  # the weight zero
     target=-6.0,
@@ -31,14 +27,14 @@ LEAST_SQUARES_NOISY = replace(
     LEAST_SQUARES,
     name="theory/least_squares_noisy",
     noise=1.0,
-    recipe=replace(STEADY, steps=2000, decay=0.75, hold=100),
+    recipe=replace(RECIPE, steps=2000, decay=0.75, hold=100),
     target=-2.0,
 )
 
 LOGISTIC = ConvexTask(
     name="theory/logistic",
     problem=Problem("logistic", rows=400, inputs=50, nonzero=5),
-    recipe=replace(STEADY, batch=400, lr={"sgd": 2.0, "adam": 0.03}),
+    recipe=replace(RECIPE, batch=400, lr={"sgd": 2.0, "adam": 0.03}),
     source="ours; synthetic data, known optimum",
     chance=-0.35,
     target=-4.0,
@@ -47,6 +43,6 @@ LOGISTIC = ConvexTask(
 LOGISTIC_MINIBATCH = replace(
     LOGISTIC,
     name="theory/logistic_minibatch",
-    recipe=replace(STEADY, lr=LOGISTIC.recipe.lr, steps=2000, batch=20, decay=0.75, hold=100),
+    recipe=replace(RECIPE, steps=2000, batch=20, lr={"sgd": 2.0, "adam": 0.03}, decay=0.75, hold=100),
     target=-2.0,
 )

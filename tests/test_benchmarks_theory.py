@@ -23,7 +23,7 @@ def trace(gap, **changes):
     cell = replace(CELL, steps=1000, **changes)
     steps = np.array(cell.looks)
     gaps = np.stack([gap(steps) * factor for factor in (1.0, 1.1, 0.9)], 1)
-    return Trace(cell, steps, gaps, np.ones_like(gaps))
+    return Trace(cell, steps, gaps, np.ones_like(gaps), steps[:, None] >= [0, 90, 2000])
 
 
 def test_distances_are_those_of_the_mirror_map():
@@ -71,6 +71,12 @@ def test_exponents_are_those_of_a_power():
     by_noise = across([trace(lambda k, n=n: n**2 + 0.0 * k, noise=n) for n in (0.3, 1.0, 3.0)], "noise")
     assert by_noise.mean == pytest.approx(2)
     assert joined([found, found]).gaps.shape[1] == 6
+
+
+def test_waiting_is_until_all_true_weights_are_active():
+    found = trace(lambda k: 1.0 / k)
+    assert found.wait == found.steps[found.steps >= 90][0] and found.early == pytest.approx(2 / 3)
+    assert replace(found, found=found.found[:, 2:]).wait == math.inf
 
 
 def test_the_plateau_is_that_of_stochastic_descent_in_a_loop_of_numpy():

@@ -169,6 +169,9 @@ def test_dense_descent_reaches_the_optimum_in_any_start():
     assert run.evaluate("valid") < -3
     assert not replace(TASK, start=0.0).build(3)[0].weight.any()
     assert not torch.equal(TASK.build(0)[0].weight, TASK.build(1)[0].weight)
+    state = torch.get_rng_state()
+    assert torch.equal(TASK.build(0)[0].weight, TASK.build(0)[0].weight)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_fingerprints_and_bad_values():

@@ -83,10 +83,10 @@ def table(
         classes: How many; 0 where targets are numbers.
     """
     train = splits["train"].numpy()
-    measured = torch.from_numpy(_standard(inputs, train)).float()
+    scaled = torch.from_numpy(_standard(inputs, train)).float()
     if classes:
-        return Table(measured, torch.from_numpy(targets.astype(np.int64)), splits, fingerprint, classes)
-    return Table(measured, torch.from_numpy(_standard(targets[:, None], train)).float(), splits, fingerprint)
+        return Table(scaled, torch.from_numpy(targets.astype(np.int64)), splits, fingerprint, classes)
+    return Table(scaled, torch.from_numpy(_standard(targets[:, None], train)).float(), splits, fingerprint)
 
 
 def split(count: int) -> dict[str, Tensor]:

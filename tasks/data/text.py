@@ -59,6 +59,7 @@ class Text:
 
     def tokens(self, unit: str) -> tuple[Tensor, Tensor]:
         """The training part and the held-out part, int64 (N,) each."""
+        numbers: np.ndarray
         if unit == "bytes":
             numbers = np.frombuffer(self.content, dtype=np.uint8).astype(np.int64)
         else:
