@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dstbench.suite import registry
@@ -50,3 +53,12 @@ def broken(plugins: registry.Files = ()) -> list[str]:
     """One line for each origin of methods and tasks that cannot be loaded, as far as listing them tells."""
     entries = (*registry.methods(plugins).values(), *registry.tasks(plugins).values())
     return list(dict.fromkeys(f"{e.origin} is broken: {e.broken}" for e in entries if e.broken))
+
+
+@cache
+def suite_hash() -> str:
+    """sha256 of this suite's own source: what it trains with, beside the method's and the task's."""
+    found, folder = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
