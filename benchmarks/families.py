@@ -149,7 +149,8 @@ def _fill(found: Row, task: Pixels) -> None:
     model = SparseModel(net, task.example())
     everything = sum(p.numel() for p in net.parameters())
     found.layers, found.share = len(model.layers), model.maskable / everything
-    found.dense = "; ".join(sorted({re.sub(r"^(\w+ of )?", "", why) for why in model.left_dense.values()}))
+    # Of modules of their own kind the kinds are enough here: the record names each parameter.
+    found.dense = "; ".join(sorted({re.sub(r"^\w+ of (\w+): .*", r"\1", why) for why in model.left_dense.values()}))
     found.flops = model.dense_passes.inference.ahead
     found.uncounted = ", ".join(model.dense_passes.uncounted)
     try:
@@ -204,7 +205,7 @@ One small member of each of the {len(rows)} families of timm {timm.__version__},
 one step of `rigl` at 90 % sparsity under the kernels `masked` and `sparse`, batch 2. {fine} train under both with every
 operation counted. Where a text stands in place of "trains", it is the reason that a user sees. "maskable" is the share
 of all parameters that Layers hold, "forward MFLOPs" that of one image, "second counter" what counting by shapes says
-beside it.
+beside it; "left dense" has reasons, and names modules of their own kind that hold matrices.
 
 By `python -m benchmarks.families`, torch {torch.__version__}, {date.today()}.
 

@@ -12,6 +12,7 @@ from dstbench.reports import costs as boards_costs
 from dstbench.reports.rows import each, split
 from dstbench.reports.sections import FLOPS_NOTE
 from dstbench.reports.tables import Cell, Table, level, number, quantity, ratio, whole
+from dstbench.suite.schema import FEW
 from dstbench.suite.words import printable
 
 QUANTITY = {"s": "seconds", "J": "joules", "B": "bytes"}
@@ -160,7 +161,7 @@ def networks(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Table:
         words = "; ".join(f"{name}: {why}" for name, why in list(dense.items())[:3])
         words += f"; and {len(dense) - 3} more" * (len(dense) > 3)
         said = "; ".join(block["warning"] for block in (sparsity, flops) if block.get("warning"))
-        marked = Cell(f"{100 * share:.1f}", share, "bad" if share < 0.5 else "")
+        marked = Cell(f"{100 * share:.1f}", share, "bad" if share < FEW else "")
         cells = [
             Cell(row.task),
             marked,

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dstbench.suite.model import SparseModel
+from dstbench.suite.schema import FEW
 from dstbench.suite.train import Training
 from dstbench.suite.values import number
 
 TOLERANCE = 0.01  # of the target's number of weights; at least one weight,
 GRAIN = 0.05  # or one unit of a method's structure, where that is no more than this share of it
-HALF = 0.5  # of all parameters: where fewer can be sparse, the record warns
 
 
 def achieved(training: Training, target: float | None) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def slack(wanted: int, grain: float) -> float:
 
 def left_out(share: float, model: SparseModel, idle: list[str]) -> str:
     """The warnings that sparsity is that of a small part of the network, or in part of weights that no pass reads."""
-    few = f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}" if share < HALF else ""
+    few = f"{share:.1%} of the parameters can be sparse; left dense: {model.why_dense()}" if share < FEW else ""
     never = f"no training pass reached {', '.join(idle)}" if idle else ""
     return "; ".join(filter(None, (few, never)))
 

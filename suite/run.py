@@ -19,9 +19,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from dstbench.suite import checkpoint, definitions, machine, record, registry, schema, settings, sources
 from dstbench.suite.achieved import achieved, not_counted
-from dstbench.suite.keepsake import crosscheck, hashes, save_model, suite_hash, values
+from dstbench.suite.export import hashes, save_model, values
 from dstbench.suite.kernels import allocator
 from dstbench.suite.meters import energy
+from dstbench.suite.meters.crosscheck import second_counts
 from dstbench.suite.meters.memory import model_bytes
 from dstbench.suite.method import Method
 from dstbench.suite.plan import Run, own_data
@@ -195,7 +196,7 @@ class _Execution:
         out["energy"] = [asdict(r) for r in (*readings, energy.modelled_ops(book.total, moved))]
         if training.memory.model is not None:
             out["memory"] = {**training.memory.block(), "start_method": self.start_method}
-        out["flops"]["check"] = crosscheck(training.task)  # last, so that it is in no other figure
+        out["flops"]["check"] = second_counts(training.task)  # last, so that it is in no other figure
 
     def _code(self) -> dict[str, Any]:
         entry = registry.find("method", self.run.method, self.run.plugins)
@@ -212,7 +213,7 @@ class _Execution:
 
     def _made_by(self) -> list[str]:
         code = self.record["code"]
-        return [code["method_source"], code["task_source"], suite_hash(), str(torch.__version__)]
+        return [code["method_source"], code["task_source"], sources.suite_hash(), str(torch.__version__)]
 
     @property
     def _file(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dstbench.suite.words import shown
 
+FEW = 0.5  # of all parameters: where fewer can be sparse, record and page warn
 SCHEMA = 1  # of the record; that of the identity, of which keys are made, is the plan's
 # Schema n -> a function from a record of schema n to one of schema n + 1.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

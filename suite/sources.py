@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -93,3 +94,12 @@ def _home(module: str) -> str:
     """The package whose files count as a plugin's own: the top level, or one of the packages of dstbench."""
     parts = module.split(".")
     return ".".join(parts[:2] if parts[0] == "dstbench" else parts[:1])
+
+
+@cache
+def suite_hash() -> str:
+    """sha256 of this suite's own source: what it trains with, beside the method's and the task's."""
+    found, folder = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()

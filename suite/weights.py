@@ -109,7 +109,7 @@ def _foreign(path: str, module: nn.Module, attribute: str) -> str:
     """Why a parameter that is no weight of a Linear, a convolution or an attention stays dense."""
     if ".parametrizations." in f".{path}":
         return "parametrised: the pass reads what is computed from it"
-    return f"{attribute} of {type(module).__name__}, which is no Linear, convolution or attention"
+    return f"{attribute} of {type(module).__name__}: a module of its own kind, whose product no mask reaches"
 
 
 def _adapts(net: nn.Module, path: str) -> bool:

@@ -11,8 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dstbench.suite import registry
+from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import Batch, Task
+from dstbench.suite.train import Training
+
+EXAMPLE = torch.zeros(2, 6, 8)
 
 
 class Frozen(nn.Module):
@@ -311,3 +316,22 @@ class Views(Noise):
 
 def task(net: Callable[[], nn.Module], steps: int = 12, **more: Any) -> Noise:
     return Noise("noise", Recipe(steps=steps, batch=8, lr={"sgd": 0.02, "adam": 2e-3}), chance=0.25, net=net, **more)
+
+
+def made(net: type[nn.Module], dense: tuple[str, ...] = (), kernel: str = "masked") -> SparseModel:
+    torch.manual_seed(0)
+    return SparseModel(net(), EXAMPLE, dense, kernel)
+
+
+def trained(
+    net: type[nn.Module], method: str = "dense", steps: int = 6, kernel: str = "masked", **more: Any
+) -> Training:
+    training = Training(task(net, steps, **more), registry.method(method), kernel=kernel)
+    training.setup()
+    training.run()
+    training.method.finish()
+    return training
+
+
+def block(training: Training) -> dict[str, Any]:
+    return training.book.block(training.model.dense_passes, training.model.cost(), training.samples)

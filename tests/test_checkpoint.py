@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from dstbench.suite import checkpoint, record
-from dstbench.suite.keepsake import suite_hash
 from dstbench.suite.plan import Run
 from dstbench.suite.run import _Execution, execute
+from dstbench.suite.sources import suite_hash
 
 BLOCKS = ("hashes", "curve", "score", "sparsity")
 

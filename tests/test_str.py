@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.str import STR
-from dstbench.suite.keepsake import values
+from dstbench.suite.export import values
 from dstbench.suite.meters.memory import training_state
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstbench.methods.straight_through import STE
-from dstbench.suite.keepsake import values
+from dstbench.suite.export import values
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.recipe import Recipe

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dstbench.methods.topkast import TopKAST
-from dstbench.suite.keepsake import values
+from dstbench.suite.export import values
 from dstbench.suite.model import SparseModel
 from dstbench.suite.train import Training
 from pruning import POSITIONS, WEIGHTS, attached, read, same_after_resume, trained, with_recipe

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dstbench.suite.meters.twins import HOOKS, stand_in, undisturbed
+from dstbench.suite.meters.copies import HOOKS, stand_in, undisturbed
 
 CONSTANT = "_tensor_constant"  # what a tracer calls a tensor that a forward makes, an attribute of the network
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dstbench.suite.meters.twins import stand_in, undisturbed
+from dstbench.suite.meters.copies import stand_in, undisturbed
+from dstbench.suite.meters.flops import measure
+from dstbench.suite.task import Task
 
 # What one pass costs is the products alone (one multiply-add is 2 FLOPs); ptflops would add these.
 ELEMENTWISE = (
@@ -137,3 +139,17 @@ def _attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     batch, tokens = inputs[0].shape[:2]
     inside = sum(getattr(child, "__flops__", 0) for child in module.modules() if child is not module)
     module.__flops__ += inside + 2 * batch * tokens * tokens * module.attn_dim
+
+
+def second_counts(task: Task) -> dict[str, Any]:
+    """Our dense forward count, FLOPs per sample, beside that by shapes (`torch`) and ptflops'; None for a failure."""
+    found: dict[str, Any] = dict.fromkeys(("forward", "torch", "torch_difference", "ptflops", "difference"))
+    with contextlib.suppress(Exception):  # a second opinion that cannot be had costs no run its result
+        net, example = task.build(0), task.example()
+        found["forward"] = ours = measure(net, example).inference.ahead
+        found["torch"] = counted(net, example)
+        found["torch_difference"] = found["torch"] / ours - 1
+        macs = ptflops_macs(net, example)
+        if macs is not None:
+            found |= {"ptflops": 2 * macs, "difference": 2 * macs / ours - 1}
+    return found

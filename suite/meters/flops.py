@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dstbench.suite.meters.copies import stand_in, undisturbed
 from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
-from dstbench.suite.meters.twins import stand_in, undisturbed
 from dstbench.suite.weights import not_in_backward, uses, weights_of
 
 SMALL = 1e6  # numbers in a network and its input

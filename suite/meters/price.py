@@ -19,7 +19,7 @@ def price(passes: PassCost, layers: Sequence[Layer], reached: Mapping[str, tuple
     known = {key: (float(key in passes.forward),) * 2 for key in masked} | dict(reached or {})
     ahead_known, back_known = ({key: shares[i] for key, shares in known.items()} for i in (0, 1))
     forward, inputs = float(passes.rest_forward), float(passes.rest_backward)
-    weights = papers = dense = 0.0
+    weights = papers = 0.0
     inference = float(passes.inference.rest_forward)
     if reached and passes.rest_forward:
         forward = sum(_near(path, ahead_known) * flops for path, flops in passes.rest.items())
