@@ -134,17 +134,17 @@ def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, An
     """
     recipe, method = _mapping(params.get("recipe")), _mapping(params.get("method"))
     steps, batch = recipe.get("steps"), recipe.get("batch")
-    known = isinstance(steps, int) and isinstance(batch, int)
+    ours = steps * batch if isinstance(steps, int) and isinstance(batch, int) else None  # images that we train on
     found = []
-    if known and "epochs" in theirs and "train" in theirs:
-        seen, ours = int(theirs["epochs"]) * int(theirs["train"]), steps * batch
+    if ours is not None and "epochs" in theirs and "train" in theirs:
+        seen = int(theirs["epochs"]) * int(theirs["train"])
         if abs(ours - seen) > 0.01 * seen:
             epochs = number(ours / int(theirs["train"]), ".3g")
             found.append(f"{theirs['epochs']} epochs of {int(theirs['train']):,} images, ours {epochs}")
-    elif known and {"epochs", "steps"} & theirs.keys():
+    elif ours is not None and {"epochs", "steps"} & theirs.keys():
         length = f"{theirs['epochs']} epochs" if "epochs" in theirs else f"{int(theirs['steps']):,} steps"
         found += [f"{length}, ours {steps:,} steps"] * (theirs.get("steps") != str(steps))
-    if known and "batch" in theirs and int(theirs["batch"]) != batch:
+    if ours is not None and "batch" in theirs and int(theirs["batch"]) != batch:
         found.append(f"batch {theirs['batch']}, ours {batch}")
     if "train" in theirs:
         found.append(f"trained on {int(theirs['train']):,} images")

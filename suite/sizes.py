@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dstbench.suite.meters.copies import undisturbed
 from dstbench.suite.meters.flopmeter import FlopMeter
 from dstbench.suite.meters.flops import measure
-from dstbench.suite.meters.twins import undisturbed
 from dstbench.suite.registry import Entry, RegistryError
 from dstbench.suite.task import DataError, Task
 

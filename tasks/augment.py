@@ -5,7 +5,6 @@ All chance is drawn on the CPU, so that a batch is augmented alike wherever it l
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable
@@ -13,11 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-
-def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator that is a function of the key alone."""
-    number = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
-    return torch.Generator().manual_seed(number)
+from dstbench.tasks.seeded import generator
 
 
 def crop_flip(images: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:

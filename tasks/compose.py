@@ -73,14 +73,14 @@ def data_sets() -> list[str]:
     """The names of data sets."""
     from dstbench.tasks import data
 
-    return [*data.names()] if hasattr(data, "names") else [*data.LOADERS]
+    return data.names()
 
 
 def models() -> list[str]:
     """The names of our own networks."""
     from dstbench.tasks import models
 
-    return [*models.names()] if hasattr(models, "names") else ["mlp", "resnet"]
+    return models.names()
 
 
 def check_timm(model: str) -> None:

@@ -19,6 +19,7 @@ from dstbench.tasks import data as sets
 from dstbench.tasks import fitting
 from dstbench.tasks.compose import VERSION, source
 from dstbench.tasks.facts import FACTS, Facts
+from dstbench.tasks.seeded import Factory
 from dstbench.tasks.vision import VisionTask
 
 # Up to so many training images: steps and batch. Some 50 to 100 epochs, fewer where there are many images.
@@ -208,7 +209,7 @@ def _fitted(task: Composed, facts: Facts) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _fit(model: fitting.Maker, arguments: str, facts: Facts) -> tuple[dict[str, Any], str]:
+def _fit(model: Factory, arguments: str, facts: Facts) -> tuple[dict[str, Any], str]:
     """Arguments, or why there are none: that too takes seconds to find."""
     try:
         return fitting.fitted(model, json.loads(arguments), facts), ""

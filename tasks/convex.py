@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import SPLITS, Batch, Task
-from dstbench.tasks.networks import generator
+from dstbench.tasks.seeded import generator
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel

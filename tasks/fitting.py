@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from dstbench.tasks.compose import TIMM
 from dstbench.tasks.facts import Facts
+from dstbench.tasks.seeded import Factory, made
 
-Maker = str | Callable[..., nn.Module]
 SIZES = (32, 64, 96, 128, 224, 299, 384)  # that are tried for an advice
 ADVICE = 3  # of them
 
 
-def maker(name: str) -> Maker:
+def maker(name: str) -> Factory:
     """A model by name: a factory of `dstbench.tasks.models`, or timm's name behind "timm:"; both are known to be."""
     from dstbench.tasks import models
 
     if name.startswith(TIMM):
         return name.removeprefix(TIMM)
-    return models.get(name) if hasattr(models, "get") else getattr(models, name)
+    return models.get(name)
 
 
-def fitted(model: Maker, given: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def fitted(model: Factory, given: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """All arguments with which the network takes such images and tells so many classes; those `given` stay.
 
     Args:
@@ -51,12 +51,12 @@ def fitted(model: Maker, given: Mapping[str, Any], facts: Facts) -> dict[str, An
     raise ValueError("; ".join(filter(None, [text, mend])))
 
 
-def label(model: Maker) -> str:
+def label(model: Factory) -> str:
     """How texts call a model."""
     return f"{TIMM}{model}" if isinstance(model, str) else getattr(model, "__name__", repr(model))
 
 
-def _try(model: Maker, given: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any] | None, str]:
+def _try(model: Factory, given: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any] | None, str]:
     """The arguments that work, or None and why none do."""
     why = ""
     for arguments in _choices(model, given, facts):
@@ -74,7 +74,7 @@ def _try(model: Maker, given: Mapping[str, Any], facts: Facts) -> tuple[dict[str
     return None, why
 
 
-def _choices(model: Maker, given: Mapping[str, Any], facts: Facts) -> list[dict[str, Any]]:
+def _choices(model: Factory, given: Mapping[str, Any], facts: Facts) -> list[dict[str, Any]]:
     channels, height, width = facts.shape
     size = height if height == width else (height, width)
     known: dict[str, Any] = {"in_chans": channels, "num_classes": facts.classes}
@@ -83,15 +83,6 @@ def _choices(model: Maker, given: Mapping[str, Any], facts: Facts) -> list[dict[
     known |= {"img_size": size, "inputs": channels * height * width, "outputs": facts.classes}
     parameters = inspect.signature(model).parameters
     return [{**{name: value for name, value in known.items() if name in parameters}, **given}]
-
-
-def made(model: Maker, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network."""
-    if callable(model):
-        return model(**arguments)
-    import timm
-
-    return timm.create_model(model, pretrained=False, **arguments)
 
 
 def _whole_patches(net: nn.Module, facts: Facts) -> None:
@@ -104,7 +95,7 @@ def _whole_patches(net: nn.Module, facts: Facts) -> None:
                 raise ValueError(f"patches of {patch[0]}x{patch[1]} do not fill the image")
 
 
-def kind(model: Maker, arguments: Mapping[str, Any]) -> str:
+def kind(model: Factory, arguments: Mapping[str, Any]) -> str:
     """The kind of optimiser that such networks are trained by: "adam" with layer norm and no batch norm, else "sgd"."""
     with suppress(Exception), torch.device("meta"):
         names = " ".join(type(module).__name__ for module in made(model, arguments).modules())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dstbench.suite.task import SPLITS, Batch, DataError, Task
 from dstbench.tasks import data as sets
 from dstbench.tasks.data.text import UNITS, Text, of_file
-from dstbench.tasks.networks import Factory, build, generator, named
+from dstbench.tasks.seeded import Factory, build, generator, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel

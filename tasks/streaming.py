@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dstbench.suite.task import SPLITS, Batch, DataError
 from dstbench.tasks import data as sets
-from dstbench.tasks.augment import generator
 from dstbench.tasks.data import folder, stream
 from dstbench.tasks.data.stream import Streamed
+from dstbench.tasks.seeded import generator
 from dstbench.tasks.vision import ImageTask
 
 Sample = tuple[int, int]  # an image, and the seed of its augmentation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.tasks import data as sets
-from dstbench.tasks.augment import BINS, crop_flip, cutout, generator, mixed, rand_augment
+from dstbench.tasks.augment import BINS, crop_flip, cutout, mixed, rand_augment
+from dstbench.tasks.seeded import Factory, build, generator, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -34,7 +35,7 @@ class ImageTask(Task):
     is fixed by the task and does not change the metric. `device` is where images that fit live; no part of identity.
     """
 
-    model: str | Callable[..., nn.Module] = ""
+    model: Factory = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
     data: str | Mapping[str, Any] = "digits"
@@ -64,19 +65,7 @@ class ImageTask(Task):
 
     def build(self, seed: int, width: float = 1.0) -> nn.Module:
         """A new network, initialised from `seed` alone; the global generator is as before. ValueError: see `widths`."""
-        if width != 1 and not self.widths:
-            raise ValueError(f"{self.name}: the network has one width; name what to scale in the task's `widths`")
-        arguments = {**self.arguments, **{k: scaled(self.arguments[k], width, m) for k, m in self.widths.items()}}
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
-            if callable(self.model):
-                return self.model(**arguments)
-            import timm
-
-            return timm.create_model(self.model, pretrained=False, **arguments)
-        finally:
-            torch.set_rng_state(state)
+        return build(self.name, self.model, self.arguments, self.widths, seed, width)
 
     @torch.no_grad()
     def further(self, model: SparseModel, split: str, device: torch.device) -> dict[str, float]:
@@ -96,8 +85,7 @@ class ImageTask(Task):
         added = ("randaugment", "mixup", "cutmix", "mixing", "top5")
         own = {key: getattr(self, key) for key in added if getattr(self, key) != getattr(ImageTask, key)}
         data = self.data if isinstance(self.data, str) else {k: _plain(v) for k, v in self.data.items()}
-        model = self.model if isinstance(self.model, str) else f"{self.model.__module__}:{self.model.__qualname__}"
-        own |= {"data": data, "flip": self.flip, "model": model, "arguments": dict(self.arguments)}
+        own |= {"data": data, "flip": self.flip, "model": named(self.model), "arguments": dict(self.arguments)}
         return super().describe() | own
 
     def _mixed(self, images: Tensor, labels: Tensor, classes: int, seed: int, step: int) -> Batch:
@@ -201,10 +189,3 @@ def _placed(data: sets.Images, device: torch.device) -> sets.Images:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def scaled(value: Any, width: float, multiple: int) -> Any:
-    """`width` times a number, or each of several: the nearest multiple of `multiple`, at least one of it."""
-    if isinstance(value, tuple):
-        return tuple(scaled(v, width, multiple) for v in value)
-    return value if width == 1 else multiple * max(1, round(width * value / multiple))

@@ -11,7 +11,8 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from dstbench.tasks import augment
-from dstbench.tasks.augment import cutout, generator, mixed, rand_augment
+from dstbench.tasks.augment import cutout, mixed, rand_augment
+from dstbench.tasks.seeded import generator
 
 
 def batch(n: int, size: tuple[int, int] = (8, 6), channels: int = 3) -> torch.Tensor:

@@ -26,8 +26,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    photos.reader(monkeypatch)
+def folder(tmp_path: Path) -> Path:
     return photos.made(tmp_path / "flowers")
 
 

@@ -46,8 +46,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    photos.reader(monkeypatch)
+def folder(tmp_path: Path) -> Path:
     return photos.made(tmp_path / "photos", 10)
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import SPLITS
 from dstbench.tasks import data as sets
-from dstbench.tasks.vision import VisionTask, crop_flip, generator
+from dstbench.tasks.augment import crop_flip
+from dstbench.tasks.seeded import generator
+from dstbench.tasks.vision import VisionTask
 
 
 def linear(width: int = 3 * 8 * 8) -> nn.Module:

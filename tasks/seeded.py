@@ -1,4 +1,4 @@
-"""Networks of a task: a factory or a name of timm's, built from the seed alone."""
+"""What a seed alone determines: the networks of a task, by factory or by timm's name, and what is drawn for it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,18 @@ def build(
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
-        if callable(model):
-            return model(**arguments)
-        import timm
-
-        return timm.create_model(model, pretrained=False, **arguments)
+        return made(model, arguments)
     finally:
         torch.set_rng_state(state)
+
+
+def made(model: Factory, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that a factory, or timm under that name, makes of the arguments, drawn from the global generator."""
+    if callable(model):
+        return model(**arguments)
+    import timm
+
+    return timm.create_model(model, pretrained=False, **arguments)
 
 
 def scaled(value: Any, width: float, multiple: int) -> Any:
