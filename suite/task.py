@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,11 @@ class Task:
     else stay dense too. `chance` is the metric of guessing (None: not known), `target` the value that cost-to-target
     boards aim at; `source` says where the recipe is published: paper and table, or repository. `root` and `download`
     say where data lies and whether the network may be asked; these three are no part of a run's identity. Splits are
-    fixed over seeds: select on `valid`, report on `test`.
+    fixed over seeds: select on `valid`, report on `test`. A class whose splits are all the same data, because it judges
+    the optimisation and not what is learnt, says so by `one_split`.
     """
+
+    one_split: ClassVar[bool] = False
 
     name: str
     recipe: Recipe

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -161,6 +161,8 @@ class ConvexTask(Task):
     initial weights; 0 starts at zero. Every split is the whole problem: what is judged is the optimisation. The metric
     is log10 of the suboptimality, the mean over outputs of the loss above its least, floored at -16; lower is better.
     """
+
+    one_split: ClassVar[bool] = True
 
     metric: str = "log10_gap"
     higher_is_better: bool = False
