@@ -20,14 +20,15 @@ UNKNOWN = {
 }  # fmt: skip
 # Tasks of this suite that have published cells, and tasks of the literature that it has not.
 OURS = {
-    "cifar10/resnet18", "cifar10/resnet50", "cifar10/resnet56", "cifar10/vgg16", "cifar10/vgg19", "cifar10/wrn22_2",
-    "cifar10/wrn28_10", "cifar100/resnet50", "cifar100/vgg19", "fashion_mnist/cnn2022", "imagenet/deit_small",
+    "cifar10/resnet18", "cifar10/resnet32", "cifar10/resnet50", "cifar10/resnet56", "cifar10/set_mlp", "cifar10/vgg16",
+    "cifar10/vgg19", "cifar10/wrn22_2", "cifar10/wrn28_10", "cifar100/resnet32", "cifar100/resnet50", "cifar100/vgg19",
+    "fashion_mnist/cnn2022", "imagenet/deit_small",
     "imagenet/deit_tiny", "imagenet/resnet50", "imagenet/vit_base", "mnist/lenet300", "mnist/lenet5", "mnist/mlp2022",
     "text/gpt_small", "text/gpt_tiny",
 }  # fmt: skip
 OTHERS = {
-    "asdiv_a/graph2tree", "asdiv_a/gts", "c4/llama_350m", "c4/t5_base", "cifar10/airbench", "cifar10/resnet32_double",
-    "cifar10/resnet34", "cifar10/set_mlp", "cifar10/wrn28_2", "cifar100/resnet32_double", "fashion_mnist/set_tutorial",
+    "asdiv_a/graph2tree", "asdiv_a/gts", "c4/llama_350m", "c4/t5_base", "cifar10/airbench", "cifar10/resnet34",
+    "cifar10/wrn28_2", "fashion_mnist/set_tutorial",
     "imagenet/deit_base", "imagenet/dinov2_vit_large", "imagenet/mobilenet_v1", "imagenet/resnet18",
     "mawps/graph2tree", "mawps/gts", "mnist1d/cnn", "mnist1d/gru", "mnist1d/logistic", "mnist1d/mlp",
     "svamp/graph2tree", "svamp/gts", "text/sparselab_gpt", "text/sparselab_gpt_40m", "wmt14_en_de/transformer",
