@@ -90,7 +90,7 @@ def run(
     arguments.folder(data_root, "--data-root", made=download)
     for text in sources.broken(files):
         typer.echo(f"warning: {text}", err=True)
-    ready = {"data_root": data_root, "download": download, "save_models": save_models}
+    ready = {"data_root": data_root, "download": download, "save_models": save_models, "absent": dry_run}
     asked = session.prepare(plan, options, files, results, again, number, **ready)
     for text in listing.aside(asked.set_aside):
         typer.echo(text, err=True)
@@ -119,16 +119,17 @@ def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|kernels|plans")],
     json_: Annotated[bool, typer.Option("--json", help="As JSON; tasks with --counts.")] = False,
     counts: Annotated[bool, typer.Option("--counts", help="Tasks with data, model and their sizes.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Methods with all they say of themselves.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Methods or tasks, for the docs.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """List methods, tasks, kernels or embedded plans by name."""
     if markdown:
         from dstbench.suite import catalogue
 
-        if kind != "methods" or json_:
-            raise typer.BadParameter("it goes with `list methods` alone", param_hint="--markdown")
-        typer.echo(catalogue.markdown(arguments.files(plugin)))
+        if kind not in ("methods", "tasks") or json_:
+            raise typer.BadParameter("it goes with `list methods` and `list tasks` alone", param_hint="--markdown")
+        write = catalogue.markdown if kind == "methods" else catalogue.tasks
+        typer.echo(write(arguments.files(plugin)))
         return
     from dstbench.suite import listing
 

@@ -23,10 +23,11 @@ def training_flops(run: Run) -> tuple[float, float]:
 
     Reference: Evci et al. 2020, RigL, arXiv 1911.11134, appendix H.
     """
+    from dstbench.suite import sizes
     from dstbench.suite.model import SparseModel
 
     task = own_data(registry.task(run.task, run.plugins, run.recipe, run.definition), run.data_root, False)
-    model = SparseModel(task.build(0), task.example(), task.dense)
+    model = SparseModel(task.build(0), task.example() if run.data else sizes.pair(task), task.dense)
     passes = model.dense_passes
     maskable = sum(passes.forward.get(layer.key, 0) for layer in model.layers)
     dense = passes.ahead
@@ -113,6 +114,8 @@ def describe(runs: Sequence[Run], left: Sequence[Run], records: Iterable[Mapping
     """All runs of a plan, one a line, and what those left are expected to cost."""
     keys = {run.key for run in left}
     lines = [f"{run}{'' if run.key in keys else '  (done)'}" for run in runs]
+    if absent := dict.fromkeys(run.task for run in runs if not run.data):
+        lines.append(f"the data of {', '.join(absent)} is missing: what of these is done is not known")
     lines.append(f"{len(runs)} runs, {len(left)} left, {jobs} at a time")
     low, high = total_flops(left)
     lines.append(f"training, estimated by a closed form (one multiply-add = 2 FLOPs): {low:.3g} to {high:.3g} FLOPs")

@@ -107,10 +107,12 @@ def expand(
     data_root: str | None = None,
     download: bool = False,
     save_models: bool = False,
+    absent: bool = False,
 ) -> list[Run]:
     """The runs of a plan, each once, seed by seed; a method that trains every weight runs once per task and seed.
 
-    Prepares the data of every task: DataError where it is missing. Broken for a method or a task that cannot be loaded,
+    Prepares the data of every task: DataError where it is missing, or, if it may be `absent`, runs whose `data` is "",
+    which say what a plan costs and have no key of a record. Broken for a method or a task that cannot be loaded,
     and for a method that wraps such a one; PlanError for a run that no record can hold.
     """
     from dstbench.suite import record
@@ -121,7 +123,7 @@ def expand(
     shared = replace(shared, allocator=plan.allocator, data_root=data_root, download=download)
     shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
-    tasks = [_with_task(plan, entry, plugins, data_root, download) for entry in plan.entries(plugins).values()]
+    tasks = [_with_task(plan, entry, plugins, data_root, download, absent) for entry in plan.entries(plugins).values()]
     runs: dict[str, Run] = {}
     for seed in dict.fromkeys(plan.seeds):
         for task in tasks:
@@ -129,7 +131,7 @@ def expand(
                 for sparsity in plan.sparsity if sparse else (None,):
                     files = tuple(dict.fromkeys((*method["plugins"], *task["plugins"])))
                     run = replace(shared, **{**task, **method, "plugins": files}, sparsity=sparsity, seed=seed)
-                    if run.key not in runs and (reason := record.refused(record.empty(run))):
+                    if run.key not in runs and run.data and (reason := record.refused(record.empty(run))):
                         raise PlanError(f"{run.method} on {run.task} cannot be run, as no record can hold it: {reason}")
                     runs.setdefault(run.key, run)
     return list(runs.values())
@@ -172,12 +174,12 @@ def _with_method(
 
 
 def _with_task(
-    plan: Plan, entry: registry.Entry, plugins: Sequence[str], root: str | None, download: bool
+    plan: Plan, entry: registry.Entry, plugins: Sequence[str], root: str | None, download: bool, absent: bool
 ) -> dict[str, Any]:
     name, definition = entry.name, {} if entry.origin == "built-in" else dict(entry.definition)
     recipe = registry.nondefault(entry, _set(plan, name, plugins))
     task = own_data(registry.task(name, plugins, recipe, definition), root, download)
-    version, data = task.version, _fingerprint(name, task)
+    version, data = task.version, _fingerprint(name, task, absent)
     recipe.pop("precision", None)  # has a place of its own
     precision = plan.precision or task.recipe.precision
     found = {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
@@ -190,14 +192,21 @@ def _file(entry: registry.Entry, plugins: Sequence[str]) -> list[str]:
     return [file for file in plugins if entry.origin == f"plugin {Path(file).resolve()}"]
 
 
-def _fingerprint(name: str, task: Task) -> str:
-    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text."""
+def _fingerprint(name: str, task: Task, absent: bool) -> str:
+    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text.
+
+    "" where the data is missing and may be `absent`.
+    """
     from dstbench.suite.task import DataError
 
     try:
         task.prepare()
         found = task.fingerprint()
-    except (DataError, registry.RegistryError):
+    except DataError:
+        if absent:
+            return ""
+        raise
+    except registry.RegistryError:
         raise
     except FAILURES as error:
         raise registry.RegistryError(f"{name}: its data cannot be had: {why(error)}") from error

@@ -1,8 +1,11 @@
-"""Facts of the data sets of images: shape, classes and training images, known without reading them."""
+"""Facts that are known without reading data: shape, classes and training images of data sets; published counts."""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,3 +49,22 @@ def example(task: Any) -> Tensor:
     if known and size in (None, known.shape[1]):
         return torch.zeros(1, *known.shape)
     return task.example()[:1]
+
+
+@dataclass(frozen=True)
+class Count:
+    """A count of a network that others have published: in their words, in millions, and where."""
+
+    text: str
+    millions: float
+    source: str
+
+
+@cache
+def published() -> dict[tuple[str, str], Count]:
+    """(task, "parameters" or "multiply_adds") -> what is published of the same network, from published_counts.csv."""
+    with Path(__file__).with_name("published_counts.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            (row["task"], row["count"]): Count(row["published"], float(row["millions"]), row["source"])
+            for row in csv.DictReader(file)
+        }

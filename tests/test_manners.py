@@ -91,7 +91,7 @@ WRONG = {
     "help 7": "no command is named '7'; there are: run, list,",
     "list": "methods|tasks|kernels|plans: it is missing (see dstbench list --help)",
     "list method": "nothing to list as 'method'; did you mean methods?",
-    "list tasks --markdown": "--markdown: it goes with `list methods` alone",
+    "list plans --markdown": "--markdown: it goes with `list methods` and `list tasks` alone",
     "validate": "PLAN: it is missing (see dstbench validate --help)",
     "validate nowhere": "plan 'nowhere': no such file",
     "validate .": "plan '.': it is a folder",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dstbench.suite import registry
+from dstbench.suite import catalogue, registry, sizes
 from dstbench.suite.meters.crosscheck import ptflops_macs
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
@@ -18,6 +18,7 @@ from dstbench.suite.task import DataError
 from dstbench.suite.train import Training
 from dstbench.tasks import TASKS
 from dstbench.tasks import data as sets
+from dstbench.tasks.facts import published
 
 NAMES = [entry.name for entry in TASKS]
 SHAPES = {  # of data sets: images, and classes
@@ -69,8 +70,25 @@ def test_entries_and_tasks_agree(name):
     task, entry = load(name), next(entry for entry in TASKS if entry.name == name)
     assert (task.name, task.version) == (entry.name, entry.version) and entry.family == name.split("/")[0]
     assert task.target is None or (task.target - task.chance) * (1 if task.higher_is_better else -1) > 0
-    assert task.source or name.startswith("digits/")
+    assert task.source
     assert set(task.recipe.lr) == set(task.recipe.weight_decay) == {"sgd", "adam"}
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_the_docs_is_renewed_and_counts_are_the_published_ones(name):
+    entry = next(entry for entry in TASKS if entry.name == name)
+    row = sizes.row(entry)
+    text = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    assert catalogue.task_line(name, row) in text, "renew its tables: dstbench list tasks --markdown"
+    for count in ("parameters", "multiply_adds"):
+        if theirs := published().get((name, count)):  # rounded, or with norms, or without positions
+            assert row[count] / 1e6 == pytest.approx(theirs.millions, rel=0.015)
+
+
+def test_published_counts_are_of_tasks_that_there_are():
+    assert {name for name, _ in published()} <= {*NAMES} and len(published()) >= 29
+    assert {count for _, count in published()} == {"parameters", "multiply_adds"}
 
 
 @pytest.mark.parametrize("name", SIZES)
