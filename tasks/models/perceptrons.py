@@ -41,11 +41,17 @@ def mlp2022(
 ) -> nn.Module:
     """The MLP 784-200-80-10: (N, in_chans, H, W) -> (N, num_classes), its width scaled by `hidden`.
 
-    The authors' code applies ReLU to the logits too; here they are linear.
+    Weights are Kaiming-normal, biases uniform from 0 to 1 / sqrt(fan_in), as the authors' code draws them. That code
+    applies ReLU to the logits too; here they are linear.
 
-    Reference: Bungert et al. 2022, arXiv 2105.04319; github.com/TimRoith/BregmanLearning.
+    Reference: Bungert et al. 2022, arXiv 2105.04319; github.com/TimRoith/BregmanLearning, models/aux_funs.py.
     """
-    return mlp(pixels(in_chans, img_size), hidden, num_classes)
+    net = mlp(pixels(in_chans, img_size), hidden, num_classes)
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.uniform_(layer.bias, 0, layer.in_features**-0.5)
+    return net
 
 
 def mlp1024(
