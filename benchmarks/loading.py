@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loops = {"torchvision": torchvisions(root, options), "dstbench": ours(root, options)}
         held = len(ImageFolder(str(root / "train")).samples) * 9 // 10
         number = held // options.batch
+        if not number:
+            made.error(f"--batch {options.batch}: more than the {held} training images; give fewer, or more --images")
         found: dict[str, list[float]] = {name: [] for name in loops}
         for _ in range(options.rounds):
             for name, loop in loops.items():

@@ -117,7 +117,7 @@ def run(
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|kernels|plans")],
-    json_: Annotated[bool, typer.Option("--json", help="As JSON; tasks with --counts.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON; tasks with --counts (half a minute).")] = False,
     counts: Annotated[bool, typer.Option("--counts", help="Tasks with data, model and their sizes.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Methods or tasks, for the docs.")] = False,
     plugin: Plugins = None,

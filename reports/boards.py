@@ -115,7 +115,7 @@ def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _lacks(facts: Mapping[str, Any]) -> str:
     if math.isnan(facts["dense_mean"]):
         return "no dense reference"
-    return "dense is at chance" if facts["dense_mean"] == facts["chance"] else "no level of chance"
+    return "no level of chance" if math.isnan(facts["chance"]) else "dense is no better than chance"
 
 
 def _state(part: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -58,26 +59,29 @@ def board(runs: pd.DataFrame, cells: pd.DataFrame, records: Sequence[Mapping[str
         cells: of `boards.cells` for these runs.
         records: those that `runs` was made of.
     """
-    rows = []
+    known = [not records[int(number)]["id"].get("definition") for number in runs["run"]] if len(runs) else []
+    if not any(known):
+        return pd.DataFrame(columns=list(BOARD))
+    runs, rows = runs[known], []
     shown = cells[cells["mean"].notna()]
     for cell in each(shown[~(shown["dense"] & shown.duplicated(["setting", "task", "method"]))]):
-        part = _runs(runs, cell, runs["outcome"] == "counted")
-        rows += _matches(cell, part, records, Interval(cell.mean, cell.half, cell.n, math.nan), cell.sparsity)
-    away = runs[(runs["ended"] == "off_target") & runs["score.test"].notna()]
-    for run in each(away.drop_duplicates(CELL)):  # no cell has them, but lambda names them
-        part = _runs(away, run, away["run"].notna())
+        part = _runs(runs, cell)
+        part = part[(part["outcome"] == "counted") & (part["dense"] | (part["sparsity"] == cell.sparsity))]
+        if len(part):
+            rows += _matches(cell, part, records, Interval(cell.mean, cell.half, cell.n, math.nan), cell.sparsity)
+    # Where lambda is fixed the level is an outcome: all runs of that lambda are one cell, on target or off it.
+    ended = runs[runs["ended"].isin(["ok", "off_target"]) & runs["score.test"].notna() & ~runs["dense"]]
+    ended = ended[[_own(records[int(number)]).get("control") == "fixed" for number in ended["run"]]]
+    for run in each(ended.drop_duplicates(["setting", "task", "method"])):
+        part = _runs(ended, run)
         facts = {"metric": "score.metric", "higher": "score.higher_is_better"}
         cell = part.iloc[0].rename({v: k for k, v in facts.items()})
         rows += _matches(cell, part, records, t_interval(list(part["score.test"])), math.nan)
     return pd.DataFrame(rows, columns=list(BOARD))
 
 
-CELL = ["setting", "task", "sparsity", "method"]
-
-
-def _runs(runs: pd.DataFrame, cell: Any, wanted: pd.Series) -> pd.DataFrame:
-    same = (runs["setting"] == cell.setting) & (runs["task"] == cell.task) & (runs["method"] == cell.method)
-    return runs[wanted & same & (runs["dense"] | (runs["sparsity"] == cell.sparsity))]
+def _runs(runs: pd.DataFrame, cell: Any) -> pd.DataFrame:
+    return runs[(runs["setting"] == cell.setting) & (runs["task"] == cell.task) & (runs["method"] == cell.method)]
 
 
 def _matches(
@@ -87,24 +91,28 @@ def _matches(
     theirs, run = published(), part.iloc[0]
     theirs = theirs[(theirs["task"] == run["id.task"]) & (theirs["method"] == run["id.method"])]
     theirs = theirs[theirs["metric"] == cell.metric]
-    params = records[int(run["run"])].get("params") or {}
-    own = _mapping(params.get("method"))
+    record = records[int(run["run"])]
+    params, own = _mapping(record.get("params")), _own(record)
     lam = own.get("lam") if own.get("control") == "fixed" else None
     ours = 0.0 if run["dense"] else sparsity
     achieved = 0.0 if run["dense"] else part["sparsity.achieved"].mean()
     rows = []
     for row in each(theirs):
         by_lambda = row.variant.startswith("lam ") and not run["dense"]
+        if by_lambda != math.isnan(ours):
+            continue
         if not (_same_lambda(row.variant, lam) if by_lambda else near(ours, row.sparsity)):
             continue
         how = protocol(row.protocol)
         found = t_interval(list(part["score.valid"].dropna())) if how.get("judged") == "valid" else mean
+        changed = _mapping(record["id"].get("recipe"))
         rows.append({
             "setting": run["setting"], "task": run["task"], "method": run["method"], "metric": cell.metric,
-            "sparsity": achieved if by_lambda or math.isnan(ours) else ours, "higher": bool(cell.higher),
+            "sparsity": achieved if by_lambda else ours, "higher": bool(cell.higher),
             "mean": found.mean, "half": found.half, "n": found.n, "published_sparsity": row.sparsity,
             "variant": row.variant, "published": row.mean, "spread": row.spread, "difference": found.mean - row.mean,
-            "differs": "; ".join(differences(row.variant, how, params, run["id.budget"])), "source": row.source,
+            "differs": "; ".join(differences(row.variant, how, params, run["id.budget"], changed)),
+            "source": row.source,
         })  # fmt: skip
     return rows
 
@@ -112,6 +120,11 @@ def _matches(
 def near(ours: float, theirs: float) -> bool:
     """Whether two sparsity levels are one: densities that differ by `NEAR` of the published one, or both dense."""
     return abs(ours - theirs) <= NEAR * (1 - theirs) if ours and theirs else ours == theirs
+
+
+def _own(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a record's run, defaults among them."""
+    return _mapping(_mapping(record.get("params")).get("method"))
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -123,7 +136,13 @@ def _same_lambda(variant: str, lam: Any) -> bool:
     return isinstance(lam, int | float) and math.isclose(given, lam)
 
 
-def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, Any], budget: float) -> list[str]:
+def differences(
+    variant: str,
+    theirs: Mapping[str, str],
+    params: Mapping[str, Any],
+    budget: float,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """What a reader must know of the published protocol beside ours, in words.
 
     Args:
@@ -131,6 +150,7 @@ def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, An
         theirs: its `protocol`.
         params: the block of our record.
         budget: of our runs, the factor on the task's steps.
+        changed: fields of the task's recipe that our runs have set otherwise.
     """
     recipe, method = _mapping(params.get("recipe")), _mapping(params.get("method"))
     steps, batch = recipe.get("steps"), recipe.get("batch")
@@ -148,6 +168,10 @@ def differences(variant: str, theirs: Mapping[str, str], params: Mapping[str, An
         found.append(f"batch {theirs['batch']}, ours {batch}")
     if "train" in theirs:
         found.append(f"trained on {int(theirs['train']):,} images")
+    found += [f"ours with {field} {value}" for field, value in changed.items()]
+    cycle = next((part.removeprefix("m ") for part in variant.split(", ") if part.startswith("m ")), "")
+    if cycle and method.get("m") not in (None, -1) and str(method["m"]) != cycle:
+        found.append(f"m {cycle}, ours {method['m']}")
     if budget != 1:
         found.append(f"ours at budget {budget:g}")
     allocation = next((name for name in ("ERK", "uniform") if name in variant.split(", ")), "")

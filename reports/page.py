@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 from dstbench.reports import boards, costs, figures, ledger, literature, realised, sections, series
 from dstbench.reports.load import Loaded, frame, load
@@ -78,9 +81,8 @@ def write(
     runs = frame(loaded.records, set(stale))
     with replaced(Path(out)) as folder:
         leaderboard = _write(folder, runs, loaded, names or {})
-        shown = (folder / PUBLISHED).exists()
-    if not shown:  # an older report's
-        (Path(out) / PUBLISHED).unlink(missing_ok=True)
+        if not (folder / PUBLISHED).exists():  # an older report's
+            (Path(out) / PUBLISHED).unlink(missing_ok=True)
     return Summary(leaderboard, Path(out) / "index.html", loaded.set_aside)
 
 
@@ -88,18 +90,23 @@ def write(
 def replaced(out: Path) -> Iterator[Path]:
     """A folder within `out`, whose files take their places in `out` at the end, or go if something fails."""
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".new.*"):
-        shutil.rmtree(left, ignore_errors=True)
     new = out / f".new.{os.getpid()}"
+    for left in out.glob(".new.*"):
+        pid = left.name.removeprefix(".new.")
+        if left == new or not re.fullmatch(r"[0-9]{1,9}", pid) or not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
     try:
         new.mkdir()
         yield new
-        for path in sorted(new.rglob("*")):
-            place = out / path.relative_to(new)
-            if path.is_dir():
-                place.mkdir(exist_ok=True)
-            else:
-                path.replace(place)
+        made = {path: out / path.relative_to(new) for path in sorted(new.rglob("*"))}
+        files = {path: place for path, place in made.items() if not path.is_dir()}
+        for place in (place for path, place in made.items() if path not in files):  # what can fail comes first
+            place.mkdir(exist_ok=True)
+        for place in files.values():
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        for path, place in files.items():
+            path.replace(place)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(out)) from error
     finally:

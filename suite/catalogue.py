@@ -53,14 +53,18 @@ def tasks(plugins: registry.Files = ()) -> str:
 
 def task_line(name: str, row: Mapping[str, Any]) -> str:
     """A task as a line of its table, from its row of `sizes`."""
-    place, _, model = str(row["model"]).rpartition(":")
-    model = model if place else f"timm: {model}"
+    place, _, model = str(row["model"] or "").rpartition(":")
+    model = model if place or not model else f"timm: {model}"
     counts = []
     for count in ("parameters", "multiply_adds"):
         published = row[f"published_{count}"]
-        counts.append(f"{row[count]:,}" + (f"; published: {published}" if published else ""))
-    cells = (f"`{name}`", row["data"] or "made by code", model if row["model"] else "", row["recipe"], *counts)
-    return f"| {' | '.join(cells)} | {row['source']} |"
+        counts.append(_count(row[count]) + (f"; published: {published}" if published else ""))
+    cells = (f"`{name}`", row["data"] or "made by code", model, row["recipe"] or "–", *counts, row["source"] or "–")
+    return f"| {' | '.join(cells)} |"
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
 
 
 def sections(kind: type) -> tuple[str, dict[str, str]]:

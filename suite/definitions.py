@@ -149,9 +149,11 @@ def within(path: Path, tasks: Any, known: Mapping[str, Entry]) -> tuple[dict[str
     items = {(i,): item for i, item in enumerate(listed) if isinstance(item, Mapping)}
     where = plantext.places(path, tasks)
     found, mistakes = _parsed(items, path, where)
-    for name in found.keys() & known.keys():
+    for name, entry in {**composed([*found.values()], {}), **known}.items():
+        if name not in found:
+            continue
         place = next(place for place, item in items.items() if named(item) == name)
-        text = f"{name!r} is a task already ({known[name].origin}): give the definition another name"
+        text = f"{name!r} is taken already ({entry.origin}): give the definition another name"
         mistakes.append(f"{where(place)}: {text}")
     return found, mistakes
 
@@ -205,7 +207,10 @@ def _parse(given: Any, base: Path, where: Where) -> tuple[Definition | None, lis
     except ValidationError as error:
         return None, plantext.lines(error, where, _choices)
     if found.data.folder:
-        folder = str((base / Path(found.data.folder).expanduser()).resolve())
+        try:
+            folder = str((base / Path(found.data.folder).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            return None, [f"{where(('data', 'folder'))}: {shown(found.data.folder)}: {error}"]
         found = found.model_copy(update={"data": found.data.model_copy(update={"folder": folder})})
     recipe, mistakes = _recipe(found.name, found.recipe, where)
     found = found.model_copy(update={"recipe": recipe})
@@ -256,12 +261,15 @@ def _recipe(name: str, given: Mapping[str, Any], where: Where) -> tuple[dict[str
             mistakes.append(f"{where(('recipe', 'epochs'))}: {name}.recipe.epochs is {epochs}: {error}")
         if "steps" in wanted:
             mistakes.append(f"{where(('recipe', 'steps'))}: {name}.recipe has epochs and steps; give one of them")
-    for key, value in good.items():  # each alone: what two make of each other is seen where the task is made
-        if key not in ("epochs", "accumulate"):
-            try:
-                replace(some, **nested(some, {key: value}))
-            except ValueError as error:
-                mistakes.append(f"{where(('recipe', *places[key]))}: {name}: {error}")
+    # Schedule and milestones go together, others alone: what they make of each other is seen where the task is made.
+    pair: dict[str, Any] = {key: good[key] for key in ("schedule", "milestones") if key in good}
+    alone = [{key: value} for key, value in good.items() if key not in (*pair, "epochs", "accumulate")]
+    for part in [pair, *alone]:
+        try:
+            replace(some, **nested(some, part))
+        except ValueError as error:
+            key, *_ = [key for key in part if f"recipe.{key}" in str(error)] or part
+            mistakes.append(f"{where(('recipe', *places[key]))}: {name}: {error}")
     return {key: values.plain(value) for key, value in good.items()}, mistakes
 
 

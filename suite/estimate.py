@@ -53,18 +53,18 @@ def total_flops(runs: Sequence[Run]) -> tuple[float, float]:
 
 def expected_seconds(runs: Sequence[Run], records: Iterable[Mapping[str, Any]], jobs: int) -> float | None:
     """Seconds for all runs, from the wall time per unit of budget in records of the same tasks; None if any lacks."""
-    seen: dict[tuple[str, str], list[float]] = {}
+    seen: dict[tuple[str, ...], list[float]] = {}
     for record in records:
         wall = (record.get("time") or {}).get("wall")
         if wall:
             identity = record["id"]
-            seen.setdefault((identity["task"], identity["device"]), []).append(wall / identity["budget"])
+            seen.setdefault(_task_of(identity), []).append(wall / identity["budget"])
     total = 0.0
     for run in runs:
-        found = seen.get((run.task, run.device.split(":")[0]))
+        found = seen.get(_task_of(run.identity()))
         if not found:
             return None
-        total += mean(found) * run.budget
+        total += mean(found) * run.budget * float(run.hyperparameters.get("budget", 1.0))
     return total / jobs
 
 
@@ -100,6 +100,11 @@ def expected_span(
     return low / jobs, high / jobs, "; ".join(sorted(how))
 
 
+def _task_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """What decides how long a step of a task takes, and how many there are."""
+    return tuple(str(identity.get(key)) for key in ("task", "task_version", "device", "recipe", "definition"))
+
+
 def dense_flops(runs: Sequence[Run]) -> list[float]:
     """FLOPs of the same samples trained dense, a run each."""
     cache: dict[tuple[Any, ...], float] = {}
@@ -130,8 +135,9 @@ def told(low: float, high: float, how: str) -> str:
         return "none"
     same = clock(low) == clock(high)
     shown = clock(low) if same else f"{clock(low)} to {clock(high)}"
-    hours = f"{low / 3600:.2g}" if same else f"{low / 3600:.2g} to {high / 3600:.2g}"
-    return f"{shown} ({hours} hours; {how})"
+    unit, name = (3600, "hours") if high < 48 * 3600 else (24 * 3600, "days")
+    size = f"{low / unit:.2g}" if same else f"{low / unit:.2g} to {high / unit:.2g}"
+    return f"{shown} ({size} {name}; {how})"
 
 
 def _parts(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:

@@ -77,7 +77,7 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     data = _load(path)
     methods, tasks = registry.methods(plugins), registry.tasks(plugins)
     options = {k: v for k, v in (options or {}).items() if v is not None}
-    own, mistakes = definitions.within(path, data.get("tasks"), tasks)
+    own, mistakes = definitions.within(path, data.get("tasks"), {**methods, **tasks})
     given = [name for name, entry in tasks.items() if entry.origin.startswith(definitions.ORIGIN)]
     if given and "tasks" not in options and not {*given} & {*map(definitions.named, _list(data.get("tasks")))}:
         options["tasks"] = given  # of the files that were given: none is named, so that all are meant
@@ -200,6 +200,7 @@ def _names(plan: Plan, known: Mapping[str, Mapping[str, Entry]], where: Where) -
             yield f"{where(('allocator',))}: {why}"
     both = {**known["method"], **known["task"]}
     used = {name for name, _ in plan.chosen()} | {*plan.names()}
+    owned: dict[str, dict[str, tuple[str, Any]]] = {}  # name -> field -> its place, its value
     for key, value in plan.set.items():
         name, field = target(key, both)
         place = where(("set", key))
@@ -210,8 +211,13 @@ def _names(plan: Plan, known: Mapping[str, Mapping[str, Entry]], where: Where) -
         elif name not in used and plan.methods and plan.tasks:
             yield f"{place}: {key!r}: {name} is not in this plan, which has {', '.join(sorted(used))}"
         elif name in used and not both[name].broken:
-            for _, text in _wrong(both[name], {field: value}):
-                yield f"{place}: {text}"
+            owned.setdefault(name, {})[field] = place, value
+    for name, given in owned.items():
+        if not (together := _wrong(both[name], {field: value for field, (_, value) in given.items()})):
+            continue  # what is wrong alone may be right together, as a schedule and its milestones
+        alone = [(place, text) for f, (place, value) in given.items() for _, text in _wrong(both[name], {f: value})]
+        for place, text in alone or [(place, together[0][1]) for place, _ in [*given.values()][:1]]:
+            yield f"{place}: {text}"
 
 
 def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -28,9 +28,9 @@ class Recipe:
 
     `lr` and `weight_decay` have an entry for each kind of optimiser, `sgd` and `adam`, tuned on dense training alone;
     `plain_scale` caps lr / (1 - momentum), the rate of rules without momentum. `optimizer` is the kind that methods
-    without a kind of their own use. `warmup` is a share of the steps, `clip` a bound on the gradient's norm (0: none),
-    `accumulate` the number of micro-batches a step, `precision` fp32, bf16 or fp16. ValueError for an unknown name and
-    for sizes that do not fit.
+    without a kind of their own use, `betas` are the decays of AdamW's two means. `warmup` is a share of the steps,
+    `clip` a bound on the gradient's norm (0: none), `accumulate` the number of micro-batches a step, `precision` fp32,
+    bf16 or fp16. ValueError for an unknown name and for sizes that do not fit.
 
     `schedule` is one of `constant`, `step`, `multistep`, `linear`, `cosine`, `onecycle`, `poly` and `tanh`, all shares
     of the run, so that a budget stretches it: `milestones` are where `multistep` multiplies the rate by `gamma`, or the
@@ -46,6 +46,7 @@ class Recipe:
     optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = "cosine"
     warmup: float = 0.0
     label_smoothing: float = 0.0
@@ -82,6 +83,7 @@ class Recipe:
             ("power", 0 < self.power < math.inf, "an exponent above 0"),
             ("last", 0 <= self.last <= 1, "a factor in [0, 1]"),
             ("peak", 0 < self.peak < 1, "a share of the steps in (0, 1)"),
+            ("nesterov", not self.nesterov or self.momentum > 0, "false, or a momentum above 0"),
         ):
             if not good:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)}; give {wanted}")
@@ -92,6 +94,7 @@ class Recipe:
                 )
         if self.batch % self.accumulate:
             raise ValueError(f"recipe.batch {self.batch} does not split into {self.accumulate} equal micro-batches")
+        object.__setattr__(self, "betas", _decays(self.betas))
         object.__setattr__(self, "milestones", _shares(self.milestones))
         count = len(self.milestones)
         if (self.schedule == "step" and count != 1) or (self.schedule == "multistep" and not count):
@@ -116,8 +119,8 @@ class Recipe:
         from timm.optim import create_optimizer_v2
 
         name = "adamw" if kind == "adam" else "sgd" if self.nesterov else "momentum"
-        decay = self.weight_decay[kind]
-        return create_optimizer_v2(groups, opt=name, lr=self.lr[kind], weight_decay=decay, momentum=self.momentum)
+        own: dict[str, Any] = {"betas": self.betas} if kind == "adam" else {"momentum": self.momentum}
+        return create_optimizer_v2(groups, opt=name, lr=self.lr[kind], weight_decay=self.weight_decay[kind], **own)
 
 
 def _rate(name: str, kind: str, value: Any) -> float:
@@ -128,6 +131,14 @@ def _rate(name: str, kind: str, value: Any) -> float:
     if not math.isfinite(found):
         raise ValueError(f"recipe.{name}[{kind!r}] is {found}; give a finite number")
     return found
+
+
+def _decays(given: Any) -> tuple[float, ...]:
+    """Adam's betas as a tuple; ValueError for what are no two decays."""
+    several = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    if not several or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in given):
+        raise ValueError(f"recipe.betas is {shown(given)}; give two decays in [0, 1), such as [0.9, 0.999]")
+    return tuple(map(float, given))
 
 
 def _shares(given: Any) -> tuple[float, ...]:

@@ -128,6 +128,7 @@ class _Execution:
         training = self._training(task, method)
         out["params"] = {
             "method": plain(method.hyperparameters()),
+            "task": plain(task.describe()),
             "recipe": plain(asdict(training.recipe)),
             "period": training.recipe.period,
             "kind": method.kind,

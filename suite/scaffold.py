@@ -8,6 +8,7 @@ import keyword
 import os
 import re
 import shlex
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -84,8 +85,8 @@ def defined(name: str, images: Path, model: str = "timm:resnet18", folder: str |
     said = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     there = os.path.relpath(images.absolute(), path.absolute().parent)
     text = (
-        f"# {said} images; `{me} help new` says how this file was written\n"
-        f"name: {name}\n"
+        f"# {said} images; written by `{me} new task {name} --from-folder`\n"
+        f"name: {json.dumps(name)}\n"
         "data:\n"
         f"  folder: {json.dumps(there, ensure_ascii=False)}\n"
         f"  size: {side}\n"
@@ -95,15 +96,23 @@ def defined(name: str, images: Path, model: str = "timm:resnet18", folder: str |
         f"pad: {side // 8}  # pixels of zeros around, for random crops\n"
         "flip: true  # mirror at random: not for letters, digits or sides of a body\n"
     )
+    done = False
     try:
+        content = text.encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         registry.task(name, [path])
+        done = True
     except registry.RegistryError as error:
-        path.unlink()
         raise Refused(str(error)) from None
+    except UnicodeEncodeError:
+        raise Refused(f"{images}: its path is no UTF-8, and a file of YAML cannot name it; rename the folder") from None
     except OSError as error:
         raise Refused(f"{path} cannot be written: {error.strerror}; give another folder by --folder DIR") from None
+    finally:
+        if not done:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
     file = shlex.quote(str(path))
     return "\n".join(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from dstbench.suite.meters.copies import undisturbed
 from dstbench.suite.meters.flopmeter import FlopMeter
 from dstbench.suite.meters.flops import measure
+from dstbench.suite.plugins import FAILURES
 from dstbench.suite.registry import Entry, RegistryError
 from dstbench.suite.task import DataError, Task
 
@@ -37,7 +39,7 @@ def row(entry: Entry) -> dict[str, Any]:
         found |= {key: str(said.get(key) or getattr(task, key, "")) for key in ("data", "model", "source")}
         found["recipe"] = recipe(task)
         parameters, flops = counts(task)
-    except (RegistryError, DataError):
+    except (*FAILURES, RegistryError, DataError):
         return found
     return found | {"parameters": parameters, "multiply_adds": flops // 2}
 
@@ -63,12 +65,13 @@ def counts(task: Task) -> tuple[int, int]:
 
 def recipe(task: Task) -> str:
     """How a task trains, in words: epochs where it is known how many images there are, steps and batch, rule, rate."""
-    rules, known = task.recipe, _facts().FACTS.get(getattr(task, "data", None))
+    rules, name = task.recipe, getattr(task, "data", None)
+    known = getattr(task, "facts", None) or (_facts().FACTS.get(name) if isinstance(name, str) else None)
     length = f"{rules.steps:,} steps of {rules.batch}"
     if known and known.train and not getattr(task, "images", 0):
         epochs = rules.steps / (known.train // rules.batch)
         length = f"{epochs:.4g} epochs ({length})"
-    parts = [length, f"{rules.optimizer} {rules.lr[rules.optimizer]:g}", rules.schedule]
+    parts = [length, f"{rules.optimizer} {rules.lr.get(rules.optimizer, math.nan):g}", rules.schedule]
     parts += [f"warm-up {rules.warmup:.2g} of it"] * bool(rules.warmup)
     parts += [f"smoothing {rules.label_smoothing:g}"] * bool(rules.label_smoothing)
     return ", ".join(parts)

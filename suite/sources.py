@@ -39,7 +39,7 @@ def hashes(records: Iterable[Mapping[str, Any]], plugins: registry.Files = ()) -
 def _entry(kind: str, made: Mapping[str, Any], known: Mapping[str, Entry]) -> Entry:
     name = made[kind]
     if kind == "task" and made.get("definition"):
-        return definitions.entry(made["definition"])
+        return Entry(name, definitions.composer().TARGET)  # whatever it defines, the class alone is source
     if kind == "task" and name not in known and (composed := definitions.by_name(name)):
         return composed
     return known[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.tasks import data as sets
-from dstbench.tasks.seeded import Factory, build, generator, named
+from dstbench.tasks.seeded import Factory, build, epochs, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -68,8 +67,11 @@ class ArrayTask(Task):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         data = self._data()
-        indices = self._endless(data, split, seed, start) if split in SPLITS[:2] else self._whole(data, split, start)
-        return ((data.inputs[index], data.targets[index]) for index in indices)
+        if split in SPLITS[:2]:
+            pool = epochs(self.name, data.splits["train"], self.recipe.batch, seed, split, start)
+            return ((data.inputs[index], data.targets[index]) for _, index in pool)
+        parts = data.splits[split].split(self.evaluation_batch)[start:]
+        return ((data.inputs[index], data.targets[index]) for index in parts)
 
     def loss(self, model: SparseModel, batch: Batch) -> Tensor:
         """Cross entropy, with the recipe's smoothing, over all places that are asked for; or the squared error."""
@@ -106,17 +108,3 @@ class ArrayTask(Task):
 
     def _data(self) -> Table:
         return sets.load(self.data, self.root, self.download)
-
-    def _endless(self, data: Table, split: str, seed: int, start: int) -> Iterator[Tensor]:
-        pool, size = data.splits["train"], self.recipe.batch
-        if len(pool) < size:
-            raise ValueError(f"{self.name}: recipe.batch {size} is larger than the {len(pool)} training samples")
-        epoch, order = -1, pool
-        for step in count(start):
-            now, place = divmod(step, len(pool) // size)
-            if now != epoch:
-                epoch, order = now, pool[torch.randperm(len(pool), generator=generator(seed, split, "epoch", now))]
-            yield order[place * size : (place + 1) * size]
-
-    def _whole(self, data: Table, split: str, start: int) -> Iterator[Tensor]:
-        return iter(data.splits[split].split(self.evaluation_batch)[start:])

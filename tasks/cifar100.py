@@ -15,15 +15,19 @@ def _hundred(task: VisionTask, target: float | None = None, **changes: object) -
     return replace(task, name=name, data="cifar100", arguments=arguments, chance=0.01, target=target, **changes)  # type: ignore[arg-type]
 
 
-RESNET18 = _hundred(cifar10.RESNET18, 0.75, recipe=cifar10.FOLLOW_UP, source="arXiv 2605.07892, image experiments")
-RESNET20 = _hundred(cifar10.RESNET20)
+def _ours(name: str) -> str:
+    return f"ours: the recipe of cifar10/{name} on other data"
+
+
+RESNET18 = _hundred(cifar10.RESNET18, 0.75, version=1, source="arXiv 2605.07892, image experiments")
+RESNET20 = _hundred(cifar10.RESNET20, source=_ours("resnet20"))
 RESNET32 = _hundred(cifar10.RESNET32, 0.73)
 RESNET50 = _hundred(cifar10.RESNET50, 0.76)
-RESNET56 = _hundred(cifar10.RESNET56)
-VGG16 = _hundred(cifar10.VGG16)
+RESNET56 = _hundred(cifar10.RESNET56, source=_ours("resnet56"))
+VGG16 = _hundred(cifar10.VGG16, source=_ours("vgg16"))
 VGG19 = _hundred(cifar10.VGG19, 0.72)
 WRN28_10 = _hundred(cifar10.WRN28_10, 0.78)
-WRN22_2 = _hundred(cifar10.WRN22_2)
-MLP1024 = _hundred(cifar10.MLP1024, source="ours: the recipe of cifar10/mlp1024 on other data")
+WRN22_2 = _hundred(cifar10.WRN22_2, source=_ours("wrn22_2"))
+MLP1024 = _hundred(cifar10.MLP1024, source=_ours("mlp1024"))
 VIT_TINY = _hundred(cifar10.VIT_TINY)
 MIXER = _hundred(cifar10.MIXER)

@@ -7,6 +7,7 @@ whether a name is one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def problems(definition: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str
     name, folder = data.get("name"), data.get("folder")
     if name and name not in data_sets():
         yield ("data",), f"unknown data set {name!r}; {near(name, data_sets())}, or {{folder: PATH}}"
-    if folder and not Path(folder).is_dir():
-        yield ("data", "folder"), f"{folder}: {'it is no folder' if Path(folder).exists() else 'no such folder'}"
+    if folder and not os.path.isdir(folder):
+        yield ("data", "folder"), f"{folder}: {'it is no folder' if os.path.exists(folder) else 'no such folder'}"
     try:
         if model.startswith(TIMM):
             check_timm(model)

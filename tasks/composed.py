@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dstbench.suite import values
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.registry import RegistryError, nested
-from dstbench.suite.task import Batch, Task
+from dstbench.suite.task import Batch, DataError, Task
 from dstbench.tasks import data as sets
 from dstbench.tasks import fitting
 from dstbench.tasks.compose import VERSION, source
@@ -60,8 +60,23 @@ class Composed(VisionTask):
 
     @property
     def facts(self) -> Facts:
-        """Shape, classes and training images, read from the data where it is not a known data set."""
-        return _known(self.data, self.size) or self._seen()
+        """Shape, classes and training images, read from the data where it is not a known data set.
+
+        Of a data set of which any number of classes may be there, they are the whole one's where it is missing.
+        """
+        if known := _known(self.data, self.size):
+            return known
+        try:
+            return self._seen()
+        except DataError:
+            if not isinstance(self.data, str) or self.data not in FACTS:
+                raise
+            return _sized(FACTS[self.data], self.size)
+
+    @property
+    def outputs(self) -> int:
+        """As many as the data has classes: the network is fitted to them."""
+        return self.facts.classes
 
     def prepare(self) -> None:
         """Read and check the data; DataError if it is missing, RegistryError if the network does not take it."""
@@ -93,8 +108,7 @@ class Composed(VisionTask):
         found = sets.load(self.data, self.root, self.download)
         if not (hasattr(found, "images") and hasattr(found, "splits")):
             raise RegistryError(f"{self.name}: {self.data} is no data set of images in memory, which it has to be")
-        facts = _facts(found)
-        return replace(facts, shape=(facts.shape[0], self.size, self.size)) if self.size else facts
+        return _sized(_facts(found), self.size)
 
     def _resized(self, images: Tensor) -> Tensor:
         size = (self.size, self.size)
@@ -112,7 +126,7 @@ def look(folder: Path, size: int = 0) -> tuple[Facts, dict[str, int]]:
 def default(images: int) -> Recipe:
     """The recipe for so many training images where the user gives none: ours, tuned on none of them."""
     steps, batch = next((steps, batch) for most, steps, batch in DEFAULTS if most is None or images <= most)
-    return Recipe(steps=steps, batch=batch, lr={"sgd": 0.05, "adam": 1e-3}, warmup=0.05, clip=1.0)
+    return Recipe(steps=steps, batch=max(1, min(batch, images)), lr={"sgd": 0.05, "adam": 1e-3}, warmup=0.05, clip=1.0)
 
 
 @lru_cache(maxsize=64)
@@ -142,10 +156,10 @@ def _of(text: str) -> Task:
     made = replace(made, recipe=_recipe(made.name, standard, kind, wanted, facts))
     if facts:
         _check(made, facts)
-    return _streamed(made, arguments) if name == STREAMED else made
+    return _streamed(made, arguments, given.get("flip", True)) if name == STREAMED else made
 
 
-def _streamed(made: Composed, arguments: Mapping[str, Any]) -> Task:
+def _streamed(made: Composed, arguments: Mapping[str, Any], flip: bool) -> Task:
     """The same task on images that are read from disk, cropped and mirrored at random as is usual there."""
     from dstbench.tasks.streaming import StreamedImages
 
@@ -159,7 +173,7 @@ def _streamed(made: Composed, arguments: Mapping[str, Any]) -> Task:
         **{key: getattr(made, key) for key in kept},
         arguments=dict(arguments),
         chance=1 / made.facts.classes,
-        flip=True,
+        flip=flip,
         size=side,
         resize=round(side * 256 / 224),
     )
@@ -227,7 +241,11 @@ def _known(data: Any, size: int) -> Facts | None:
     known = FACTS.get(data) if isinstance(data, str) else None
     if known is None or not known.train:
         return None
-    return replace(known, shape=(known.shape[0], size, size)) if size else known
+    return _sized(known, size)
+
+
+def _sized(facts: Facts, size: int) -> Facts:
+    return replace(facts, shape=(facts.shape[0], size, size)) if size else facts
 
 
 def _facts(images: Any) -> Facts:

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from dstbench.suite.recipe import Recipe, in_epochs
 from dstbench.tasks.denoising import DenoisingTask
-from dstbench.tasks.models import mlp
+from dstbench.tasks.models import autoencoder2022
 
 FASHION_MNIST = DenoisingTask(
     name="fashion_mnist/autoencoder",
-    model=mlp,
-    arguments={"inputs": 784, "hidden": (784,) * 5, "outputs": 784},
+    model=autoencoder2022,
+    arguments={"hidden": 784},
     widths={"hidden": 1},
     data="fashion_mnist",
     recipe=in_epochs(
@@ -38,7 +38,7 @@ DIGITS = replace(
     FASHION_MNIST,
     name="denoise/digits",
     data="digits",
-    arguments={"inputs": 64, "hidden": (64,) * 5, "outputs": 64},
+    arguments={"img_size": 8, "hidden": 64},
     recipe=Recipe(steps=1000, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, optimizer="adam"),
     source="ours: the same network on images that ship with scikit-learn",
     chance=11.3,

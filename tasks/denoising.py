@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.tasks import data as sets
-from dstbench.tasks.seeded import Factory, build, generator, named
+from dstbench.tasks.seeded import Factory, build, epochs, generator, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -76,8 +75,10 @@ class DenoisingTask(Task):
         splits = sets.load(self.data, self.root, self.download).splits
         if split in SPLITS[:2]:
             return self._endless(splits["train"], split, seed, start)
-        parts = enumerate(splits[split].split(self.evaluation_batch)[start:], start)
-        return (self._noisy(index, generator(split, "noise", place)) for place, index in parts)
+        # Drawn for the split as a whole, so that the metric does not follow the size of batches.
+        clean = self._pixels(splits[split])
+        noisy = self._noisy(clean, generator(split, "noise"))
+        return zip(*(part.split(self.evaluation_batch)[start:] for part in (noisy, clean)), strict=True)
 
     def loss(self, model: SparseModel, batch: Batch) -> Tensor:
         """The mean squared error."""
@@ -101,19 +102,12 @@ class DenoisingTask(Task):
         return super().describe() | own
 
     def _endless(self, pool: Tensor, split: str, seed: int, start: int) -> Iterator[Batch]:
-        size = self.recipe.batch
-        if len(pool) < size:
-            raise ValueError(f"{self.name}: recipe.batch {size} is larger than the {len(pool)} training images")
-        epoch, order = -1, pool
-        for step in count(start):
-            now, place = divmod(step, len(pool) // size)
-            if now != epoch:
-                epoch, order = now, pool[torch.randperm(len(pool), generator=generator(seed, split, "epoch", now))]
-            yield self._noisy(order[place * size : (place + 1) * size], generator(seed, split, "noise", step))
+        for step, index in epochs(self.name, pool, self.recipe.batch, seed, split, start):
+            clean = self._pixels(index)
+            yield self._noisy(clean, generator(seed, split, "noise", step)), clean
 
-    def _noisy(self, index: Tensor, rng: torch.Generator) -> Batch:
-        clean = self._pixels(index)
-        return clean + self.noise * torch.randn(clean.shape, generator=rng), clean
+    def _noisy(self, clean: Tensor, rng: torch.Generator) -> Tensor:
+        return clean + self.noise * torch.randn(clean.shape, generator=rng)
 
     def _pixels(self, index: Tensor) -> Tensor:
         """Float32 from 0 to 1."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Factory = str | Callable[..., nn.Module]
 
@@ -64,3 +65,34 @@ def generator(*key: int | str) -> torch.Generator:
     """A CPU generator that is a function of the key alone."""
     number = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
     return torch.Generator().manual_seed(number)
+
+
+def epochs(name: str, pool: Tensor, batch: int, seed: int, split: str, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """(step, the indices of its batch) from step `start` on, without end.
+
+    Every epoch is a new order of the pool, of (seed, split, epoch) alone; what does not fill its last batch is left
+    out.
+
+    Args:
+        name: The task's, for the message.
+        pool: Indices of the samples, (N,).
+        batch: How many a step.
+        seed: Of the run.
+        split: "train" or "calibration".
+        start: The first step.
+
+    Raises:
+        ValueError: For a batch larger than the pool.
+    """
+    if len(pool) < batch:
+        raise ValueError(f"{name}: recipe.batch {batch} is larger than the {len(pool)} training samples")
+    return _epochs(pool, batch, seed, split, start)
+
+
+def _epochs(pool: Tensor, batch: int, seed: int, split: str, start: int) -> Iterator[tuple[int, Tensor]]:
+    epoch, order = -1, pool
+    for step in count(start):
+        now, place = divmod(step, len(pool) // batch)
+        if now != epoch:
+            epoch, order = now, pool[torch.randperm(len(pool), generator=generator(seed, split, "epoch", now))]
+        yield step, order[place * batch : (place + 1) * batch]

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dstbench.suite.task import SPLITS, Batch, DataError
 from dstbench.tasks import data as sets
 from dstbench.tasks.data import folder, stream
 from dstbench.tasks.data.stream import Streamed
-from dstbench.tasks.seeded import generator
+from dstbench.tasks.seeded import epochs, generator
 from dstbench.tasks.vision import ImageTask
 
 Sample = tuple[int, int]  # an image, and the seed of its augmentation
@@ -48,8 +47,15 @@ class StreamedImages(ImageTask):
             raise ValueError(f"{self.name}: interpolation is {self.interpolation!r}; give bilinear or bicubic")
 
     def prepare(self) -> None:
-        """List and check the folder; DataError if it is missing or laid out otherwise. No image is decoded."""
-        self._set()
+        """List and check the folder; DataError if it is missing, laid out otherwise, or has too many classes.
+
+        Of at most 512 images the header is read; no image is decoded.
+        """
+        self._fits()
+
+    def class_count(self) -> int:
+        """That of the folder."""
+        return len(self._set().classes)
 
     def fingerprint(self) -> str:
         """That of the folder, see `stream.index`."""
@@ -72,11 +78,6 @@ class StreamedImages(ImageTask):
         if split in ("valid", "test"):
             order = data.splits[split].split(self.evaluation_batch)[start:]
             return self._loaded(data, ([(i, 0) for i in index.tolist()] for index in order), self._plain())
-        if len(data.splits["train"]) < self.recipe.batch:
-            found = len(data.splits["train"])
-            raise ValueError(
-                f"{self.name}: recipe.batch {self.recipe.batch} is larger than the {found} training images"
-            )
         if split == "calibration":
             return self._loaded(data, self._samples(data, split, seed, start), self._plain())
         return self._training(data, seed, start)
@@ -93,18 +94,14 @@ class StreamedImages(ImageTask):
 
     def _training(self, data: Streamed, seed: int, start: int) -> Iterator[Batch]:
         batches = self._loaded(data, self._samples(data, "train", seed, start), self._augmenting())
-        for step, (images, labels) in enumerate(batches, start):
-            yield self._mixed(images, labels, len(data.classes), seed, step)
+        return (
+            self._mixed(images, labels, len(data.classes), seed, step)
+            for step, (images, labels) in enumerate(batches, start)
+        )
 
     def _samples(self, data: Streamed, split: str, seed: int, start: int) -> Iterator[list[Sample]]:
-        pool, size = data.splits["train"], self.recipe.batch
-        epoch, order = -1, pool
-        for step in count(start):
-            now, place = divmod(step, len(pool) // size)
-            if now != epoch:
-                epoch, order = now, pool[torch.randperm(len(pool), generator=generator(seed, split, "epoch", now))]
-            index = order[place * size : (place + 1) * size].tolist()
-            yield [(i, _number(seed, split, step, slot)) for slot, i in enumerate(index)]
+        steps = epochs(self.name, data.splits["train"], self.recipe.batch, seed, split, start)
+        return ([(i, _number(seed, split, step, slot)) for slot, i in enumerate(part.tolist())] for step, part in steps)
 
     def _loaded(
         self, data: Streamed, samples: Iterator[list[Sample]], transform: Callable[[Any], Tensor]
@@ -121,7 +118,7 @@ class StreamedImages(ImageTask):
                     images, labels = images.to(self.device), labels.to(self.device)
                 yield images.float().sub_(mean).div_(std), labels
         except DataError as error:  # of a worker, with its traceback as text
-            raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
+            raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
     def _augmenting(self) -> Callable[[Any], Tensor]:
         from torchvision.transforms import v2

@@ -12,7 +12,7 @@ from dstbench.suite.recipe import Recipe
 from dstbench.tasks.language import LanguageTask
 from dstbench.tasks.models import gpt
 
-# nanoGPT: AdamW of betas 0.9 and 0.99, 100 steps of warm-up, cosine from 1e-3 to 1e-4, decay 0.1, clipped to norm 1.
+# nanoGPT: AdamW, 100 steps of warm-up, cosine from 1e-3 to 1e-4, decay 0.1, clipped to norm 1.
 GPT_TINY = LanguageTask(
     name="text/gpt_tiny",
     model=gpt,
@@ -28,6 +28,7 @@ GPT_TINY = LanguageTask(
         weight_decay={"sgd": 1e-4, "adam": 0.1},
         plain_scale=0.3,
         optimizer="adam",
+        betas=(0.9, 0.99),
         warmup=0.05,
         last=0.1,
         clip=1.0,

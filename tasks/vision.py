@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from dstbench.suite.task import SPLITS, Batch, Task
+from dstbench.suite.task import SPLITS, Batch, DataError, Task
 from dstbench.tasks import data as sets
 from dstbench.tasks.augment import BINS, crop_flip, cutout, mixed, rand_augment
-from dstbench.tasks.seeded import Factory, build, generator, named
+from dstbench.tasks.seeded import Factory, build, epochs, generator, named
 
 if TYPE_CHECKING:
     from dstbench.suite.model import SparseModel
@@ -29,10 +29,11 @@ class ImageTask(Task):
     or wider network scales, and what they must be multiples of; `data` is a name of `dstbench.tasks.data.names()`, or
     `{"folder": path, "size": pixels}` for images of your own.
 
-    `flip` mirrors every other training image. `randaugment` (operations, magnitude of 0 to 30), then `mixup` and
-    `cutmix` (α of their Beta distribution), with which the share `mixing` of batches is mixed: their targets are soft.
-    `top5` asks for the share of images whose class is among the five likeliest, as a second metric. `evaluation_batch`
-    is fixed by the task and does not change the metric. `device` is where images that fit live; no part of identity.
+    `flip` mirrors a training image with a chance of a half. `randaugment` (operations, magnitude of 0 to 30), then
+    `mixup` and `cutmix` (α of their Beta distribution), with which the share `mixing` of batches is mixed: their
+    targets are soft. `top5` asks for the share of images whose class is among the five likeliest, as a second metric.
+    `evaluation_batch` is fixed by the task and does not change the metric. `device` is where images that fit live; no
+    part of identity.
     """
 
     model: Factory = ""
@@ -63,6 +64,34 @@ class ImageTask(Task):
         """The same task with its images on `device`, where they fit."""
         return replace(self, device=device)
 
+    def class_count(self) -> int:
+        """How many classes the data has; DataError where it is missing."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> int:
+        """How many classes the network tells apart: as arguments or the factory's default say; 0 where none does."""
+        for name in ("num_classes", "outputs"):
+            if name in self.arguments:
+                return int(self.arguments[name])
+        if isinstance(self.model, str):
+            return 1000
+        given = inspect.signature(self.model).parameters.get("num_classes")
+        return given.default if given and isinstance(given.default, int) else 0
+
+    def judged(self) -> dict[str, Any]:
+        """As in `Task`; where the data has fewer classes than the network, chance is one in those and no target is."""
+        found, here = super().judged(), self.class_count()
+        return found | {"chance": 1 / here, "target": None} if here < self.outputs else found
+
+    def loss(self, model: SparseModel, batch: Batch) -> Tensor:
+        """Cross entropy; soft targets of fewer classes than the network has are zero for the others."""
+        inputs, targets = batch
+        outputs = model(inputs)
+        if targets.dim() == 2:
+            targets = nn.functional.pad(targets, (0, outputs.shape[-1] - targets.shape[-1]))
+        return nn.functional.cross_entropy(outputs, targets, label_smoothing=self.recipe.label_smoothing)
+
     def build(self, seed: int, width: float = 1.0) -> nn.Module:
         """A new network, initialised from `seed` alone; the global generator is as before. ValueError: see `widths`."""
         return build(self.name, self.model, self.arguments, self.widths, seed, width)
@@ -88,6 +117,14 @@ class ImageTask(Task):
         own |= {"data": data, "flip": self.flip, "model": named(self.model), "arguments": dict(self.arguments)}
         return super().describe() | own
 
+    def _fits(self) -> None:
+        """Read the data; DataError where it has more classes than the network."""
+        if 0 < self.outputs < (here := self.class_count()):
+            raise DataError(
+                f"{self.name}: {self.data} has {here} classes, and the network tells {self.outputs} apart; give it the "
+                "argument num_classes, or a folder with fewer"
+            )
+
     def _mixed(self, images: Tensor, labels: Tensor, classes: int, seed: int, step: int) -> Batch:
         """A training batch, mixed where the task says so."""
         if not (self.mixup or self.cutmix):
@@ -109,8 +146,12 @@ class VisionTask(ImageTask):
     cutout: int = 0
 
     def prepare(self) -> None:
-        """Read and check the data; DataError if it is missing or corrupt."""
-        self._set()
+        """Read and check the data; DataError if it is missing or corrupt, or has more classes than the network."""
+        self._fits()
+
+    def class_count(self) -> int:
+        """That of the data set."""
+        return self._set().outputs
 
     def fingerprint(self) -> str:
         """That of the data set."""
@@ -151,17 +192,11 @@ class VisionTask(ImageTask):
         return data if self.device is None else _placed(data, self.device)
 
     def _endless(self, data: sets.Images, split: str, seed: int, start: int) -> Iterator[Batch]:
-        pool, size = data.splits["train"][: self.images or None], self.recipe.batch
-        if len(pool) < size:
-            raise ValueError(f"{self.name}: recipe.batch {size} is larger than the {len(pool)} training images")
+        pool = data.splits["train"][: self.images or None]
         outputs = data.outputs if self.mixup or self.cutmix else 0
-        epoch, order = -1, pool
-        for step in count(start):
-            now, place = divmod(step, len(pool) // size)
-            if now != epoch:
-                epoch, order = now, pool[torch.randperm(len(pool), generator=generator(seed, split, "epoch", now))]
-            index = order[place * size : (place + 1) * size].to(data.labels.device)
-            images, labels = data.images[index], data.labels[index]
+        for step, index in epochs(self.name, pool, self.recipe.batch, seed, split, start):
+            place = index.to(data.labels.device)
+            images, labels = data.images[place], data.labels[place]
             if split == "calibration":
                 yield data.scaled(images), labels
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import photos
 from dstbench import cli
 from dstbench.reports import boards, costs, sections
 from dstbench.reports.load import frame
+from dstbench.suite import catalogue, definitions, planfile, record, registry, scaffold, sizes
 from dstbench.suite import plan as plans
-from dstbench.suite import planfile, record, registry, scaffold
 from dstbench.suite.run import execute
 from dstbench.suite.task import DataError
 from dstbench.tasks import compose, composed, fitting
+from dstbench.tasks import data as sets
 from dstbench.tasks.facts import FACTS, Facts
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -44,7 +46,9 @@ def test_any_data_set_goes_with_any_network() -> None:
     net = task.build(0)
     inputs, labels = next(task.batches("train", 0))
     assert net(inputs).shape == (32, 10) and inputs.shape == (32, 1, 8, 8) and labels.max() < 10
-    assert torch.equal(task.example(), next(iter([task.example()]))) and task.judged()["chance"] == 0.1
+    data = sets.load("digits")
+    index = data.splits["train"][:2]
+    assert torch.equal(task.example(), data.scaled(data.images[index])) and task.judged()["chance"] == 0.1
     assert task.describe()["model"] == "timm:test_resnet" and task.source.startswith("ours for 1,000 training images")
 
 
@@ -83,6 +87,7 @@ def test_the_default_recipe_follows_the_number_of_images(images: int, batch: int
     recipe = composed.default(images)
     epochs = recipe.steps * recipe.batch / images
     assert recipe.batch == batch and 40 <= epochs <= 120, epochs
+    assert composed.default(20).batch == 20
 
 
 @pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.train])
@@ -218,6 +223,54 @@ def test_a_definition_that_will_not_do_is_not_written(
     with pytest.raises(scaffold.Refused, match=text):
         scaffold.defined(name, folder, model, tmp_path / "new")
     assert not [*tmp_path.glob("new/*")]
+
+
+@pytest.mark.parametrize("name", ["true", "123", "1e3", "null", "2020-01-01"])
+def test_names_that_yaml_would_take_for_something_else(name: str, folder: Path, tmp_path: Path) -> None:
+    scaffold.defined(name, folder, "timm:test_resnet", tmp_path / "new")
+    assert registry.task(name, [tmp_path / "new" / f"{name}.yaml"]).name == name
+
+
+def test_a_folder_whose_name_cannot_be_written_leaves_no_file(folder: Path, tmp_path: Path) -> None:
+    odd = folder.rename(folder.with_name(os.fsdecode(b"bl\xfcten")))
+    with pytest.raises(scaffold.Refused, match="no UTF-8"):
+        scaffold.defined("mine/x", odd, "timm:test_resnet", tmp_path / "new")
+    assert not [*tmp_path.glob("new/*")]
+
+
+def test_mirroring_of_streamed_images_may_be_switched_off() -> None:
+    given = {"name": "mine", "data": "imagenet", "model": "timm:test_resnet"}
+    plain, still = (registry.task("mine", definition={**given, **more}) for more in ({}, {"flip": False}))
+    assert plain.flip and not still.flip
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken", "without a rate", "no data"])
+def test_any_task_is_a_line_of_the_list(kind: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    rates = "lr={'adam': 0.1}, weight_decay={'adam': 0.0}"
+    file.write_text(
+        "from dstbench import Recipe, Task, register\n"
+        f"register(Task(name='mine/x', recipe=Recipe(steps=1, batch=2, {rates})))\n"
+        if kind == "without a rate"
+        else "1 / 0\n"
+    )
+    entry = {
+        "folder": lambda: definitions.entry(
+            {"name": "a/b", "data": {"folder": str(folder)}, "model": "timm:test_resnet"}
+        ),
+        "broken": lambda: registry.Entry("a/b", "nowhere:task", broken="it is"),
+        "without a rate": lambda: registry.tasks([str(file)])["mine/x"],
+        "no data": lambda: registry.find("task", "tiny_imagenet/timm:test_resnet"),
+    }[kind]()
+    line = catalogue.task_line(entry.name, sizes.row(entry))
+    assert line.count(" | ") == 6 and line.startswith(f"| `{entry.name}` |")
+    assert ("sgd nan" in line) == (kind == "without a rate") and ("epochs" in line) == (kind == "folder")
+
+
+def test_the_cost_of_tiny_imagenet_is_known_without_it(tmp_path: Path) -> None:
+    command = ["run", "--dry-run", "--methods", "dense", "--tasks", "tiny_imagenet/timm:test_resnet", "--seeds", "1"]
+    result = CliRunner().invoke(cli.app, [*command, "--device", "cpu", "--data-root", str(tmp_path)])
+    assert result.exit_code == 0 and "the data of tiny_imagenet/timm:test_resnet is missing" in result.output
 
 
 @pytest.mark.parametrize("network", ["timm:test_resnet", pytest.param("timm:resnet18", marks=pytest.mark.slow)])

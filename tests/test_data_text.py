@@ -1,6 +1,8 @@
 """Texts: vocabulary, tokens, splits and fingerprint against plain Python, and every way in which a file is wrong."""
 
 import hashlib
+import http.client
+import io
 import math
 from pathlib import Path
 
@@ -41,6 +43,13 @@ def test_another_encoding_is_one_clear_error(tmp_path):
     assert of_file(tmp_path / "old.txt").vocabulary("bytes") == 256
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-be"])
+def test_zero_bytes_are_no_characters(tmp_path, encoding):
+    (tmp_path / "wide.txt").write_bytes("hello".encode(encoding))
+    with pytest.raises(DataError, match=r"wide\.txt: zero bytes, as UTF-16"):
+        of_file(tmp_path / "wide.txt").vocabulary("characters")
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(DataError, match=r"empty\.txt: an empty file"):
@@ -68,6 +77,25 @@ def test_a_download_that_fails_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data_text.urllib.request, "urlopen", refuse)
     with pytest.raises(DataError, match=r"cannot be had into .*no route"):
         tinyshakespeare(tmp_path, download=True)
+
+
+def test_a_download_takes_the_place_of_a_torn_file_when_it_is_whole(tmp_path, monkeypatch):
+    answers = [http.client.IncompleteRead(b"To"), b"To be"]
+
+    class Answer(io.BytesIO):
+        def read(self, *_):
+            if isinstance(found := answers.pop(0), Exception):
+                raise found
+            return found
+
+    monkeypatch.setattr(data_text, "SHAKESPEARE", hashlib.sha256(b"To be").hexdigest())
+    monkeypatch.setattr(data_text.urllib.request, "urlopen", lambda *a, **k: Answer())
+    (tmp_path / "tinyshakespeare.txt").write_text("To")
+    with pytest.raises(DataError, match=r"cannot be had into .*IncompleteRead"):
+        tinyshakespeare(tmp_path, download=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["To"]
+    assert tinyshakespeare(tmp_path, download=True).content == b"To be" and not answers
+    assert tinyshakespeare(tmp_path, download=True).content == b"To be"  # whole: nothing is asked for
 
 
 @pytest.mark.skipif(not (SHARED / "tinyshakespeare.txt").exists(), reason="needs ../shared/data/tinyshakespeare.txt")

@@ -192,7 +192,7 @@ def test_mistakes_in_a_plan_have_its_lines(tmp_path: Path, folder: Path) -> None
     text = str(error.value).replace(f"{path}:", "")
     for line in (
         f"6: mine/small: {tmp_path}/photo: no such folder",
-        "9: 'digits/vit' is a task already (built-in): give the definition another name",
+        "9: 'digits/vit' is taken already (built-in): give the definition another name",
         "10: tasks is 3: a task's name is expected, or {name: …, data: …, model: …}",
         "14: 'mine/smal.steps' names no METHOD_OR_TASK.FIELD",
     ):
@@ -203,6 +203,38 @@ def test_mistakes_in_a_plan_have_its_lines(tmp_path: Path, folder: Path) -> None
     text = str(error.value).replace(f"{path}:", "")
     assert "4: cifar10/timm:resnet26x: timm has no model 'resnet26x'; did you mean" in text
     assert "5: the key 'model' is missing" in text and len(text.splitlines()) == 2, text
+
+
+def test_a_schedule_and_its_milestones_go_together(tmp_path: Path, folder: Path) -> None:
+    recipe = "{epochs: 4, batch: 8, schedule: multistep, milestones: [0.5, 0.75]}"
+    path = tmp_path / "plan.yaml"
+    plain = PLAN.replace("{epochs: 2, batch: 8}", recipe)
+    path.write_text(plain + "set:\n  digits/mlp.schedule: multistep\n  digits/mlp.milestones: [0.5]\n")
+    runs = plan.expand(planfile.read(path))
+    assert runs[-1].definition["recipe"]["milestones"] == [0.5, 0.75]
+    assert runs[0].recipe == {"schedule": "multistep", "milestones": [0.5]}
+    path.write_text(
+        PLAN.replace("{epochs: 2, batch: 8}", "\n      epochs: 4\n      schedule: step\n      milestones: [0.5, 0.75]")
+        + "set:\n  digits/mlp.steps: 9\n  digits/mlp.schedule: multistep\n"
+    )
+    with pytest.raises(PlanError) as error:
+        planfile.read(path)
+    text = str(error.value).replace(f"{path}:", "")
+    assert "11: mine/small: recipe.milestones is [0.5, 0.75]; step takes" in text
+    assert "14: digits/mlp: recipe.milestones is []; multistep takes" in text and len(text.splitlines()) == 2, text
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "a\\0b", "a" * 5000])
+def test_odd_folders_are_mistakes_with_their_line(folder: str, tmp_path: Path) -> None:
+    text = f'name: mine/x\ndata:\n  folder: "{folder}"\nmodel: mlp\n'
+    assert [line.partition(":")[0] for line in mistakes(tmp_path / "task.yaml", text)] == ["3"]
+
+
+@pytest.mark.parametrize("name", ["rigl", "digits/timm:test_resnet"])
+def test_names_of_methods_and_of_composed_tasks_are_taken(name: str, tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("mine/small", name))
+    with pytest.raises(PlanError, match=f"'{name}' is taken already"):
+        planfile.read(tmp_path / "plan.yaml")
 
 
 def test_a_plan_takes_the_tasks_of_files(file: Path) -> None:
@@ -217,7 +249,8 @@ def test_a_record_of_a_definition_has_a_source(file: Path) -> None:
     entry = registry.find("task", "mine/small", [file])
     named = {"method": "dense", "task": "digits/timm:resnet18", "key": "0"}
     own = {"method": "dense", "task": "gone/away", "key": "1", "definition": dict(entry.definition)}
-    found = sources.hashes([{"id": named}, {"id": own}, {"id": {**named, "task": "unknown"}}])["task"]
+    odd = {**own, "definition": {"name": 3}}
+    found = sources.hashes([{"id": named}, {"id": own}, {"id": {**named, "task": "unknown"}}, {"id": odd}])["task"]
     assert found == dict.fromkeys(("digits/timm:resnet18", "gone/away"), sources.source_hash(entry))
 
 

@@ -55,6 +55,8 @@ def test_noise_is_gaussian_new_in_training_and_fixed_in_judging():
         assert torch.equal(one[0], other[0])
     parts = list(replace(TASK, evaluation_batch=50).batches("valid", 0))
     assert torch.equal(next(replace(TASK, evaluation_batch=50).batches("valid", 0, start=2))[0], parts[2][0])
+    whole = torch.cat([x for x, _ in TASK.batches("valid", 0)])
+    assert torch.equal(torch.cat([x for x, _ in parts]), whole)  # however large the batches are
 
 
 def test_metrics_are_numpys():
@@ -87,5 +89,5 @@ def test_bad_values_are_errors():
         replace(TASK, noise=-1.0)
     with pytest.raises(ValueError, match="unknown split"):
         TASK.batches("dev", 0)
-    with pytest.raises(ValueError, match="larger than the 1000 training images"):
+    with pytest.raises(ValueError, match="larger than the 1000 training samples"):
         next(replace(TASK, recipe=replace(TASK.recipe, batch=1001)).batches("train", 0))

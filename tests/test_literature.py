@@ -156,6 +156,27 @@ def test_where_lambda_makes_the_level_lambda_is_what_matches():
     assert literature.table(found).rows[0][1].text == "94.3 % (91.94 %)"
 
 
+def test_all_runs_of_a_lambda_are_one_cell_whether_on_target_or_not():
+    params = {"recipe": {"steps": 13360, "batch": 128}, "method": {"control": "fixed", "lam": 0.1}}
+    how = {"task": "mnist/mlp2022", "params": params}
+    valid = {0: 0.96, 1: 0.97, 2: 0.98}
+    ends = {0: "ok", 1: "off_target", 2: "off_target"}
+    records = [make("linbreg", 0.9, s, 0.9, score={"valid": v}, status=ends[s], **how) for s, v in valid.items()]
+    found = shown(records)
+    assert list(found["n"]) == [3, 3] and found["mean"].iloc[0] == pytest.approx(0.97)
+
+
+def test_what_a_user_defines_or_changes_is_told_from_the_published():
+    defined = make("snfs", 0.95, 0, 0.9, task="mnist/lenet300", id={"definition": {"name": "mnist/lenet300"}})
+    assert shown([defined]).empty
+    record = lenet("snfs", 0.95, 0, 0.9)
+    record["id"]["recipe"] = {"lr.sgd": 5.0}
+    assert "ours with lr.sgd 5.0" in shown([record])["differs"].iloc[0]
+    said = literature.differences("m 99, uniform", {}, {"method": {"m": 9, "allocation": "uniform"}}, 1.0)
+    assert said == ["m 99, ours 9"]
+    assert literature.differences("m 99", {}, {"method": {"m": 99}}, 1.0) == []
+
+
 def test_where_nothing_matches_nothing_is_shown():
     assert shown([make("dense", None), make("rigl", 0.9)]).empty and shown([]).empty
     other = make("rigl", 0.9, task="mnist/lenet300", score={"metric": "loss"})
@@ -164,7 +185,8 @@ def test_where_nothing_matches_nothing_is_shown():
 
 def test_losses_stand_without_per_cent():
     score = {"metric": "loss", "higher_is_better": False, "chance": math.log(65)}
-    records = [make("dense", None, s, 1.9 + 0.02 * s, task="text/gpt_tiny", score=score) for s in range(2)]
+    values = [(s, 1.9 + 0.02 * s) for s in range(2)]
+    records = [make("dense", None, s, 9.0, task="text/gpt_tiny", score=score | {"valid": v}) for s, v in values]
     table = literature.table(shown(records))
     assert [cell.text for cell in table.rows[0][:6]] == ["text/gpt_tiny loss ↓", "0 %", "dense", "1.91 ± 0.13", "1.88",
                                                          "+0.03 ± 0.127"]  # fmt: skip

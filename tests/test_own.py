@@ -143,6 +143,24 @@ def test_the_first_image_may_be_broken_where_it_gives_the_size(root) -> None:
         own.load(root)
 
 
+def test_a_bomb_is_an_error_where_it_gives_the_size(root) -> None:
+    fill(root, {"cat": 5, "dog": 5})
+    Image.new("1", (20_000, 10_000)).save(root / "cat" / "000.png")
+    with pytest.raises(DataError, match=r"cat/000\.png: far more pixels than an image has"):
+        own.load(root)
+
+
+def test_every_byte_counts_however_many_files_there_are(root) -> None:
+    """Files of one size, as BMPs are, of which one in the middle is changed."""
+    fill(root, {"cat": 3, "dog": 3})
+    for i in range(600):
+        Image.new("RGB", (4, 4), (0, 0, 0)).save(root / "cat" / f"x{i:03}.bmp")
+    was = own.load(root, 8)
+    Image.new("RGB", (4, 4), (255, 255, 255)).save(root / "cat" / "x301.bmp")
+    now = own.load(root, 8)
+    assert was.fingerprint != now.fingerprint and not was.images.eq(255).any() and now.images.eq(255).any()
+
+
 def test_tensors_are_kept_beside_the_folder_else_in_the_cache(root, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(build, "cache", lambda: tmp_path / "cache")
     fill(root, {"cat": 5, "dog": 5})

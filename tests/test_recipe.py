@@ -174,12 +174,22 @@ def test_recipes_in_epochs_say_what_is_wrong(options, wanted) -> None:
         ({"gamma": 0.0}, "recipe.gamma is 0.0; give a factor above 0"),
         ({"power": -1.0}, "recipe.power is -1.0; give an exponent above 0"),
         ({"last": 2.0}, r"recipe.last is 2.0; give a factor in \[0, 1\]"),
+        ({"nesterov": True, "momentum": 0.0}, "recipe.nesterov is True; give false, or a momentum above 0"),
+        ({"betas": (0.9, 1.0)}, r"recipe.betas is \(0.9, 1.0\); give two decays in \[0, 1\)"),
+        ({"betas": 0.9}, r"recipe.betas is 0.9; give two decays"),
         ({"peak": 1.0}, r"recipe.peak is 1.0; give a share of the steps in \(0, 1\)"),
     ],
 )
 def test_recipes_say_what_is_wrong_with_a_schedule(fields, wanted) -> None:
     with pytest.raises(ValueError, match=wanted):
         recipe(**fields)
+
+
+def test_betas_reach_adamw_and_may_come_as_a_list() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))]}]
+    found = recipe(betas=[0.8, 0.99])
+    assert found.betas == (0.8, 0.99) and found.make_optimizer(groups, "adam").defaults["betas"] == (0.8, 0.99)
+    assert found.make_optimizer(groups, "sgd").defaults["momentum"] == 0.9
 
 
 def test_milestones_may_come_as_a_list_or_as_one_number() -> None:

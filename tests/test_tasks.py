@@ -1,10 +1,12 @@
 """The tasks that ship: the registry's strings, sizes, costs beside ptflops, and that they learn."""
 
+import hashlib
 import importlib
+import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.task import DataError
 from dstbench.suite.train import Training
+from dstbench.suite.values import plain
 from dstbench.tasks import TASKS
 from dstbench.tasks import data as sets
 from dstbench.tasks.facts import published
 
+PINNED = Path(__file__).with_name("tasks.json")
 NAMES = [entry.name for entry in TASKS]
 SHAPES = {  # of data sets: images, and classes
     "mnist": ((1, 28, 28), 10),
@@ -84,6 +88,19 @@ def test_the_table_of_the_docs_is_renewed_and_counts_are_the_published_ones(name
     for count in ("parameters", "multiply_adds"):
         if theirs := published().get((name, count)):  # rounded, or with norms, or without positions
             assert row[count] / 1e6 == pytest.approx(theirs.millions, rel=0.015)
+
+
+def pinned(name):
+    """The version of a task, and a digest of what its runs depend on beside it."""
+    task = load(name)
+    kept = {key: value for key, value in task.describe().items() if key not in ("source", "version", "target", "dense")}
+    text = json.dumps([plain(kept), list(task.dense), plain(asdict(task.recipe))], sort_keys=True)
+    return [task.version, hashlib.sha256(text.encode()).hexdigest()[:12]]
+
+
+def test_no_task_changes_under_its_version():
+    """Records of before would be taken for records of now. Renew: python tests/test_tasks.py > tests/tasks.json"""
+    assert json.loads(PINNED.read_text()) == {name: pinned(name) for name in NAMES}, "raise `version` of what changed"
 
 
 def test_published_counts_are_of_tasks_that_there_are():
@@ -180,3 +197,8 @@ def test_dense_accuracy(name, least, kind):
         training.run()
         scores.append(training.evaluate("test"))
     assert sum(scores) / 3 >= least
+
+
+if __name__ == "__main__":
+    lines = [f"  {json.dumps(name)}: {json.dumps(pinned(name))}" for name in NAMES]
+    print("{", ",\n".join(lines), "}", sep="\n")

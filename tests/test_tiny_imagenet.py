@@ -50,6 +50,17 @@ def test_labels_are_those_of_folders_and_annotations(place, recwarn) -> None:
     assert not recwarn
 
 
+def test_labels_of_val_are_part_of_the_fingerprint_and_words_are_not_needed(place) -> None:
+    was = tiny_imagenet(place.parent)
+    notes = place / "val" / "val_annotations.txt"
+    text = notes.read_text().replace("\tn01", "\tx").replace("\tn02", "\tn01").replace("\tx", "\tn02")
+    notes.write_text(text)
+    (place / "words.txt").unlink()
+    now = tiny_imagenet(place.parent)
+    assert was.labels.tolist() != now.labels.tolist() and was.fingerprint != now.fingerprint
+    assert now.classes == ("n01", "n02", "n03")
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [

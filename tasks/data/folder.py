@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,13 @@ def tensors(root: Path, files: dict[str, Listed], size: int, fit: bool = False) 
         root: The folder of the data set.
         files: Name of a list -> its images, with labels.
         size: Pixels along each side.
-        fit: Whether images of other sizes are fitted to `size`; else they are errors.
+        fit: Whether images of other sizes are fitted to `size`; else they are errors. The fingerprint of a folder that
+            is fitted is over the bytes of every file, as it is nobody's published data set.
 
     Raises:
         DataError: For what cannot be read or decoded, and for more than the memory holds.
     """
-    fingerprint = _fingerprint(root, [path for listed in files.values() for path, _ in listed])
+    fingerprint = _fingerprint(root, [path for listed in files.values() for path, _ in listed], whole=fit)
     need, free = sum(map(len, files.values())) * 3 * size**2, psutil.virtual_memory().available
     if need > free:
         raise DataError(
@@ -217,10 +219,10 @@ def _kind(mode: int) -> str:
     return next((name for is_it, name in kinds.items() if is_it(mode)), "device")
 
 
-def _fingerprint(root: Path, paths: list[Path]) -> str:
-    """12 hex digits over all names and sizes, and over the bytes of at most 512 files spread evenly."""
+def _fingerprint(root: Path, paths: list[Path], whole: bool) -> str:
+    """12 hex digits over all names and sizes, and over the bytes of all files or of at most 512 spread evenly."""
     sha = hashlib.sha256()
-    every = -(-len(paths) // 512)
+    every = 1 if whole else -(-len(paths) // 512)
     for index, path in enumerate(paths):
         sha.update(f"{path.relative_to(root)} {_size(path)}\n".encode())
         if index % every == 0:
@@ -254,6 +256,14 @@ def image(path: Path, size: int, fit: bool = False) -> Tensor:
             shape = "x".join(map(str, opened.size))
             raise DataError(f"{path}: {shape} pixels where {size}x{size} are expected; scale it, or remove it")
         return pil_to_tensor(_rgb(opened, path))
+
+
+def shape(path: Path, content: bytes | None = None) -> tuple[int, int]:
+    """Width and height of an image file, of which the header alone is read; DataError as in `image`."""
+    from PIL import Image
+
+    with _decoding(path), Image.open(path if content is None else BytesIO(content), formats=FORMATS) as opened:
+        return opened.size
 
 
 def picture(path: Path) -> Any:

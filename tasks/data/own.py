@@ -43,7 +43,7 @@ def load(path: Path, size: int = 0) -> Images:
     """
     found, names = listing(path)
     listed = [image for files in found.values() for image in files]
-    size = size or side(listed[0][0])
+    size = size or min(folder.shape(listed[0][0]))
     decoded, fingerprint = folder.tensors(path, {"images": listed}, size, fit=True)
     images, labels = decoded["images"]
     parts = dict(zip(found, torch.arange(len(listed)).split([*map(len, found.values())]), strict=True))
@@ -94,17 +94,6 @@ def splits(path: Path) -> dict[str, Path]:
     if found and "train" not in found:
         raise DataError(f"{path}: {', '.join(place.name for place in found.values())} but no train; {LAYOUT}")
     return {split: found[split] for split in ("train", "valid", "test") if split in found} or {"train": path}
-
-
-def side(path: Path) -> int:
-    """The shorter side of an image, in pixels."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=folder.FORMATS) as opened:
-            return min(opened.size)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); replace or remove it") from error
 
 
 def _carved(path: Path, listed: Listed, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -42,7 +42,8 @@ class Streamed:
 def imagenet(root: Path, download: bool = False) -> Streamed:
     """ImageNet under `root`, `imagenet/{train,val}/<class>/<image>`: one in a hundred of train is valid; val is test.
 
-    The images are not checked: one that cannot be decoded ends the run that meets it, with its name.
+    The header of at most 512 images is checked: another that cannot be decoded ends the run that meets it, with its
+    name.
 
     Raises:
         DataError: For a missing folder, fewer than two classes, and classes that are empty or differ.
@@ -67,7 +68,7 @@ def index(path: Path) -> Streamed:
         places["test"] = places.pop("valid")
     if "test" not in places:
         raise DataError(
-            f"{path}: no val and no test; {own.LAYOUT.split(',')[0]}, {places['train'].name} and one of these"
+            f"{path}: no val and no test among its folders; give val/<class>/ or test/<class>/ beside train/<class>/"
         )
     classes = folder.classes(places["train"])
     if len(classes) < 2:
@@ -113,7 +114,8 @@ def _fingerprint(root: Path, names: list[bytes]) -> str:
     for name in names[:: -(-len(names) // 512)]:
         path = root / os.fsdecode(name)
         try:
-            sha.update(path.read_bytes())
+            sha.update(content := path.read_bytes())
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
+        folder.shape(path, content)
     return sha.hexdigest()[:12]

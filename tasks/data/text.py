@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,13 @@ class Text:
     @cached_property
     def _decoded(self) -> str:
         try:
-            return self.content.decode("utf-8-sig")
+            text = self.content.decode("utf-8-sig")
+            if "\0" not in text:
+                return text
+            raise DataError(
+                f"{self.source}: zero bytes, as UTF-16 or a binary file has them; save it as UTF-8 "
+                "(iconv -f UTF-16 -t UTF-8), or take the task's unit bytes"
+            )
         except UnicodeDecodeError as error:
             byte = self.content[error.start]
             raise DataError(
@@ -105,12 +113,15 @@ def tinyshakespeare(root: Path | None = None, download: bool = False) -> Text:
     """
     root = Path(root or "data")
     path = next((root / name for name in FILES if (root / name).is_file()), root / FILES[0])
-    if download and not path.is_file():
+    if download and not (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE):
+        part = path.with_suffix(f".{os.getpid()}.part")
         try:
             root.mkdir(parents=True, exist_ok=True)
             with urllib.request.urlopen(URL, timeout=60) as answer:
-                path.write_bytes(answer.read())
-        except OSError as error:
+                part.write_bytes(answer.read())
+            part.replace(path)
+        except (OSError, HTTPException) as error:
+            part.unlink(missing_ok=True)
             raise DataError(f"tiny Shakespeare: {URL} cannot be had into {root}: {error}; {ADVICE}") from error
     try:
         found = of_file(path)

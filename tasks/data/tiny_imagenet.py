@@ -9,7 +9,7 @@ import torch
 from dstbench.suite.task import DataError
 from dstbench.tasks.data import folder
 from dstbench.tasks.data.folder import Listed
-from dstbench.tasks.data.images import Images, halves
+from dstbench.tasks.data.images import Images, digest, halves
 
 NAME = "tiny-imagenet-200"
 ADVICE = f"unpack {NAME}.zip, and give the folder that holds {NAME} with --data-root DIR"
@@ -20,7 +20,7 @@ def tiny_imagenet(root: Path, download: bool = False) -> Images:
 
     Its classes are the lines of `wnids.txt`, in sorted order. A fixed tenth of `train` is the valid split; `val`,
     with the labels of `val_annotations.txt`, is the test split, as usual: the labels of `test` are not public. The
-    fingerprint is that of an image folder.
+    fingerprint is that of an image folder and of the labels of `val`.
 
     Raises:
         DataError: For what is missing or cannot be decoded, and label files that do not match images and folders.
@@ -43,9 +43,11 @@ def tiny_imagenet(root: Path, download: bool = False) -> Images:
     files = {"train": folder.labelled(folders, left_out), "val": _validation(place / "val", labels, left_out)}
     folder.said(place, [path for path in left_out if path.name not in boxes])
     decoded, fingerprint = folder.tensors(place, files, size=64)
+    fingerprint = digest(fingerprint, *(f"{path.name} {label}\n" for path, label in files["val"]))
     images, targets = (torch.cat(both) for both in zip(*decoded.values(), strict=True))
     train = len(files["train"])
-    names = dict(line for line in _lines(place / "words.txt") if len(line) == 2)
+    words = place / "words.txt"  # for the eyes alone
+    names = dict(line for line in _lines(words) if len(line) == 2) if words.exists() else {}
     classes = tuple(names.get(wnid, wnid) for wnid in labels)
     return halves(images, targets, len(files["val"]), train // 10, classes, fingerprint)
 
