@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dstbench.suite.meters.copies import undisturbed
+from dstbench.suite.meters.copies import norms_of_one, undisturbed
 from dstbench.suite.meters.flopmeter import FlopMeter
 from dstbench.suite.meters.flops import measure
 from dstbench.suite.plugins import FAILURES
@@ -88,6 +88,6 @@ def _facts() -> Any:
 
 
 def _forward(net: nn.Module, one: torch.Tensor) -> int:
-    with undisturbed(), torch.no_grad(), FlopMeter(dict(net.named_parameters())) as meter:
+    with undisturbed(), norms_of_one(net), torch.no_grad(), FlopMeter(dict(net.named_parameters())) as meter:
         net.eval()(one)
     return meter.total
