@@ -200,7 +200,12 @@ def _names(plan: Plan, known: Mapping[str, Mapping[str, Entry]], where: Where) -
             yield f"{where(('allocator',))}: {why}"
     both = {**known["method"], **known["task"]}
     used = {name for name, _ in plan.chosen()} | {*plan.names()}
-    owned: dict[str, dict[str, tuple[str, Any]]] = {}  # name -> field -> its place, its value
+    owned: dict[str, dict[str, Any]] = {}
+    for (name, field), value in ((target(key, both), value) for key, value in plan.set.items() if key not in both):
+        if name in used and not both[name].broken:
+            owned.setdefault(name, {})[field] = value
+    # What is wrong alone may be right together, as a schedule and its milestones.
+    amiss = {name: wrong for name, given in owned.items() if (wrong := _wrong(both[name], given))}
     for key, value in plan.set.items():
         name, field = target(key, both)
         place = where(("set", key))
@@ -210,14 +215,12 @@ def _names(plan: Plan, known: Mapping[str, Mapping[str, Entry]], where: Where) -
             yield f"{place}: {key!r} names no METHOD_OR_TASK.FIELD; {near(key.partition('.')[0], list(both))}"
         elif name not in used and plan.methods and plan.tasks:
             yield f"{place}: {key!r}: {name} is not in this plan, which has {', '.join(sorted(used))}"
-        elif name in used and not both[name].broken:
-            owned.setdefault(name, {})[field] = place, value
-    for name, given in owned.items():
-        if not (together := _wrong(both[name], {field: value for field, (_, value) in given.items()})):
-            continue  # what is wrong alone may be right together, as a schedule and its milestones
-        alone = [(place, text) for f, (place, value) in given.items() for _, text in _wrong(both[name], {f: value})]
-        for place, text in alone or [(place, together[0][1]) for place, _ in [*given.values()][:1]]:
-            yield f"{place}: {text}"
+        elif name in amiss:
+            given = owned[name]
+            texts = [text for _, text in _wrong(both[name], {field: value})]
+            if field == next(iter(given)) and not any(_wrong(both[name], {f: v}) for f, v in given.items()):
+                texts = [amiss[name][0][1]]
+            yield from (f"{place}: {text}" for text in texts)
 
 
 def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -119,7 +119,8 @@ class ImageTask(Task):
 
     def _fits(self) -> None:
         """Read the data; DataError where it has more classes than the network."""
-        if 0 < self.outputs < (here := self.class_count()):
+        here = self.class_count()
+        if 0 < self.outputs < here:
             raise DataError(
                 f"{self.name}: {self.data} has {here} classes, and the network tells {self.outputs} apart; give it the "
                 "argument num_classes, or a folder with fewer"

@@ -46,7 +46,7 @@ def test_time_is_expected_from_records_of_the_same_task() -> None:
 
 
 def test_the_description_says_what_is_estimated() -> None:
-    runs = [Run("dense", "digits/mlp"), Run("rigl", "digits/mlp", 0.9)]
+    runs = [Run("dense", "digits/mlp", data="0" * 12), Run("rigl", "digits/mlp", 0.9, data="0" * 12)]
     lines = estimate.describe(runs, runs[1:], [], 2).splitlines()
     assert lines[0] == f"{runs[0]}  (done)" and lines[1] == str(runs[1])
     assert lines[2] == "2 runs, 1 left, 2 at a time"

@@ -189,9 +189,9 @@ def test_a_transparent_level_of_any_depth_is_refused(tmp_path: Path, bits: int, 
 def test_a_file_that_goes_while_the_folder_is_read_is_named_as_such(root: Path, monkeypatch) -> None:
     real = folder._fingerprint
 
-    def late(root: Path, paths: list[Path]) -> str:
+    def late(root: Path, paths: list[Path], whole: bool) -> str:
         paths[0].unlink()
-        return real(root, paths)
+        return real(root, paths, whole)
 
     monkeypatch.setattr(folder, "_fingerprint", late)
     with pytest.raises(DataError, match=r"train/cat/0.png: went while the folder was read; run again"):

@@ -187,7 +187,8 @@ def test_recipes_say_what_is_wrong_with_a_schedule(fields, wanted) -> None:
 
 def test_betas_reach_adamw_and_may_come_as_a_list() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))]}]
-    found = recipe(betas=[0.8, 0.99])
+    rates = {"sgd": 0.1, "adam": 0.1}
+    found = recipe(betas=[0.8, 0.99], lr=rates)
     assert found.betas == (0.8, 0.99) and found.make_optimizer(groups, "adam").defaults["betas"] == (0.8, 0.99)
     assert found.make_optimizer(groups, "sgd").defaults["momentum"] == 0.9
 

@@ -264,7 +264,7 @@ def test_the_catalogue_is_printed(monkeypatch: pytest.MonkeyPatch, plugin: Path)
 
     monkeypatch.setattr(catalogue, "markdown", lambda plugins: f"# Methods of {plugins}")
     assert call("list", "methods", "--markdown", "--plugin", plugin).output == f"# Methods of {[str(plugin)]}\n"
-    for wrong in (["list", "tasks", "--markdown"], ["list", "methods", "--markdown", "--json"]):
+    for wrong in (["list", "plans", "--markdown"], ["list", "methods", "--markdown", "--json"]):
         result = call(*wrong)
         assert result.exit_code == 2 and "it goes with `list methods` and `list tasks` alone" in said(result)
 

@@ -114,6 +114,7 @@ SMALL = {
     "resnet56": {"width": 4},
     "vit_small_images": {"embed_dim": 12, "depth": 2},
     "mixer": {"embed_dim": 8, "depth": 2},
+    "token_mlp": {"vocab": 7, "length": 9, "hidden": (6, 5), "outputs": 5},
     "gpt": {"vocab": 7, "block": 9, "width": 8, "depth": 2},
     "transformer_classifier": {"vocab": 7, "block": 9, "width": 8, "depth": 2},
 }
@@ -140,13 +141,17 @@ def small(name):
         classes = {"num_classes": 5} if name == "transformer_classifier" else {}
         return models.get(name)(**SMALL[name], **classes), torch.randint(7, (4, 9))
     factory = models.get(name)
+    if name == "token_mlp":
+        return factory(**SMALL[name]), torch.randint(7, (4, 9))
     known = {"in_chans": 3, "num_classes": 5, "img_size": 16}
     taken = factory.__code__.co_varnames[: factory.__code__.co_argcount]
     return factory(**{k: v for k, v in known.items() if k in taken}, **SMALL[name]), torch.randn(4, 3, 16, 16)
 
 
 def test_every_network_is_in_both_tables():
-    assert {row.model for row in TABLE} == {*models.names()} - {"mlp", "resnet"} and set(SMALL) == {*models.names()}
+    assert {row.model for row in TABLE} == {*models.names()} - {"mlp", "resnet", "token_mlp"} and set(SMALL) == {
+        *models.names()
+    }
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)

@@ -23,6 +23,7 @@ from dstbench.tasks import TASKS
 from dstbench.tasks import data as sets
 from dstbench.tasks.facts import published
 
+SLOW = pytest.mark.slow
 PINNED = Path(__file__).with_name("tasks.json")
 NAMES = [entry.name for entry in TASKS]
 SHAPES = {  # of data sets: images, and classes
@@ -149,8 +150,15 @@ def test_first_batch_gives_a_finite_loss_near_chance(tasks, name):
     assert 0.3 * math.log(10) < float(loss) < 3 * math.log(10)
 
 
+LARGE = ("wrn28_10", "resnet50", "resnet18", "set_mlp")
+IMAGES = [name for name in NAMES if name.split("/")[0] in SHAPES and not name.endswith("autoencoder")]
+SMALL = [name for name in IMAGES if name.split("/")[1] not in LARGE]
+
+
 @pytest.mark.sampled(8)
-@pytest.mark.parametrize("name", [name for name in NAMES if name.split("/")[0] in SHAPES])
+@pytest.mark.parametrize(
+    "name", [SMALL[0], *(pytest.param(n, marks=SLOW) for n in IMAGES if n not in SMALL), *SMALL[1:]]
+)
 def test_every_task_of_images_does_a_step_and_an_evaluation(tasks, name):
     """The classes that the network tells apart are those of the data, and every weight but those named is a Layer."""
     task = replace(tasks[name], recipe=replace(tasks[name].recipe, steps=1, batch=2, accumulate=1), images=4)
