@@ -34,7 +34,7 @@ class Trial:
     root: Path | None = None
 
     def run(self) -> float:
-        """Accuracy on the valid split after the last step; nan where training diverged."""
+        """The metric on the valid split after the last step; nan where training diverged."""
         import torch
 
         from dstbench.suite import registry
@@ -55,18 +55,35 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """All trials of one task, kind and learning rate; `best` marks the recipe's choice."""
+    """All trials of one task, kind and learning rate; `best` marks the recipe's choice.
+
+    `share` and `higher` say of the task's metric whether it is shown in per cent, and whether more of it is better.
+    """
 
     task: str
     kind: str
     lr: float
     valid: tuple[float, ...]
     best: bool = False
+    share: bool = True
+    higher: bool = True
 
     @property
     def mean(self) -> float:
-        """Mean over seeds; a diverged trial counts 0."""
-        return statistics.fmean(0.0 if math.isnan(v) else v for v in self.valid)
+        """Mean over seeds; a diverged trial counts 0, or as without bound where lower is better."""
+        worst = 0.0 if self.higher else math.inf
+        return statistics.fmean(worst if math.isnan(v) else v for v in self.valid)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the best rate has most of: the mean, then the smaller rate."""
+        return (1 if self.higher else -1) * round(self.mean, 9), -self.lr
+
+    def shown(self, value: float, digits: int) -> str:
+        """A value of the metric: a share in per cent, another as it is with two more digits."""
+        if math.isnan(value):
+            return "diverged"
+        return f"{100 * value:.{digits}f}" if self.share else f"{value:.{digits + 2}f}"
 
 
 def trials(tasks: Iterable[str], seeds: int, budget: float, root: Path | None) -> list[Trial]:
@@ -82,22 +99,26 @@ def trials(tasks: Iterable[str], seeds: int, budget: float, root: Path | None) -
 
 def rows(done: Iterable[tuple[Trial, float]]) -> Iterator[Row]:
     """One row a learning rate; of each (task, kind) the best mean is marked, the smaller rate among equals."""
+    from dstbench.suite import registry
+
     found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for trial, score in done:
         found.setdefault((trial.task, trial.kind), {}).setdefault(trial.lr, []).append(score)
     for (task, kind), by_rate in found.items():
-        candidates = [Row(task, kind, lr, tuple(scores)) for lr, scores in sorted(by_rate.items())]
-        best = max(candidates, key=lambda row: (round(row.mean, 9), -row.lr))
+        judged = registry.task(task)
+        direction = {"share": judged.metric == "accuracy", "higher": judged.higher_is_better}
+        candidates = [Row(task, kind, lr, tuple(scores), **direction) for lr, scores in sorted(by_rate.items())]
+        best = max(candidates, key=lambda row: row.rank)
         yield from (replace(row, best=row is best) for row in candidates)
 
 
 def table(found: Iterable[Row]) -> str:
-    """Markdown: one line a row, in per cent."""
+    """Markdown: one line a row, accuracies in per cent."""
     lines = ["| task | optimiser | learning rate | valid, mean | valid, each seed | |", "|---|---|---|---|---|---|"]
     for row in found:
-        each = ", ".join("diverged" if math.isnan(v) else f"{100 * v:.1f}" for v in row.valid)
+        each = ", ".join(row.shown(v, 1) for v in row.valid)
         mark = "chosen" if row.best else ""
-        lines.append(f"| {row.task} | {row.kind} | {row.lr:g} | {100 * row.mean:.2f} | {each} | {mark} |")
+        lines.append(f"| {row.task} | {row.kind} | {row.lr:g} | {row.shown(row.mean, 2)} | {each} | {mark} |")
     return "\n".join(lines)
 
 

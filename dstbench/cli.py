@@ -90,7 +90,7 @@ def run(
     arguments.folder(data_root, "--data-root", made=download)
     for text in sources.broken(files):
         typer.echo(f"warning: {text}", err=True)
-    ready = {"data_root": data_root, "download": download, "save_models": save_models}
+    ready = {"data_root": data_root, "download": download, "save_models": save_models, "absent": dry_run}
     asked = session.prepare(plan, options, files, results, again, number, **ready)
     for text in listing.aside(asked.set_aside):
         typer.echo(text, err=True)
@@ -117,21 +117,23 @@ def run(
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|kernels|plans")],
-    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Methods with all they say of themselves.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON; tasks with --counts (half a minute).")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Tasks with data, model and their sizes.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Methods or tasks, for the docs.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """List methods, tasks, kernels or embedded plans by name."""
     if markdown:
         from dstbench.suite import catalogue
 
-        if kind != "methods" or json_:
-            raise typer.BadParameter("it goes with `list methods` alone", param_hint="--markdown")
-        typer.echo(catalogue.markdown(arguments.files(plugin)))
+        if kind not in ("methods", "tasks") or json_:
+            raise typer.BadParameter("it goes with `list methods` and `list tasks` alone", param_hint="--markdown")
+        write = catalogue.markdown if kind == "methods" else catalogue.tasks
+        typer.echo(write(arguments.files(plugin)))
         return
     from dstbench.suite import listing
 
-    rows = listing.rows(kind, arguments.files(plugin))
+    rows = listing.rows(kind, arguments.files(plugin), counts or json_)
     typer.echo(json.dumps(rows, indent=1) if json_ else listing.table(rows))
 
 
@@ -207,7 +209,7 @@ def check(
     """Check that a method or a task keeps its contract."""
     if all_ == bool(target):
         raise typer.BadParameter("give NAME or FILE, or --all", param_hint="NAME|FILE")
-    if target.endswith(".py"):
+    if target.endswith((".py", ".yaml", ".yml")):
         arguments.files([Path(target)], "NAME|FILE")
     files, number, beds = arguments.files(plugin), arguments.whole(jobs, "--jobs"), arguments.names(task, "--task")
     arguments.folder(data_root, "--data-root")
@@ -259,13 +261,24 @@ def explain(
 def new(
     ctx: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="method|task")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and underscores.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits, _; with --from-folder also /.")],
     folder: Annotated[Path, option("--folder", metavar="DIR", help="Where the files go.")] = Path("."),
+    from_folder: Annotated[
+        Path | None,
+        option("--from-folder", metavar="DIR", help="Of a task: your images, as <class>/<image>; writes NAME.yaml."),
+    ] = None,
+    model: Annotated[str, option("--model", metavar="NAME", help="With --from-folder.")] = "timm:resnet18",
 ) -> None:
-    """Write a plugin file and its test to start from."""
+    """Write a plugin file and its test to start from, or the definition of a task on a folder of images."""
     from dstbench.suite import scaffold
 
     me = ctx.find_root().info_name or manners.NAME
+    if from_folder is not None:
+        if kind != "task":
+            raise typer.BadParameter("it goes with `new task` alone", param_hint="--from-folder")
+        arguments.folder(from_folder, "--from-folder")
+        typer.echo(scaffold.defined(name, from_folder, model, folder, me))
+        return
     typer.echo(scaffold.advice(kind, name, scaffold.write(kind, name, folder, me), me))
 
 

@@ -36,7 +36,10 @@ def named(kind: str) -> Any:
     return complete
 
 
-Plugins = Annotated[list[Path] | None, option("--plugin", metavar="FILE", help="File with methods or tasks.")]
+Plugins = Annotated[
+    list[Path] | None,
+    option("--plugin", "--task-file", metavar="FILE", help="File with methods or tasks; YAML that defines tasks."),
+]
 Results = Annotated[Path, option("--results", metavar="DIR", help="Folder of records.", panel="Results")]
 DataRoot = Annotated[str | None, option("--data-root", metavar="DIR", help="Folder of data sets.")]
 Jobs = Annotated[str | None, option("--jobs", metavar="N", help="Methods at a time; default: cores.")]

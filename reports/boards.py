@@ -45,8 +45,9 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
 
     `n` runs that count (`failed` among them, as chance: diverged or collapsed), `crashed` runs (error, oom, timeout: no
     result), `missing` runs off target, interrupted or skipped; `statuses` and `reason` of all that were not counted;
-    `mean` ± `half` of the metric; `seeds`: seed -> retention; `state` "ok", "failed" (nothing ended), "incomplete"
-    (some runs crashed or missing) or "missing".
+    `mean` ± `half` of the metric (without failed runs where `chance` is nan: they are 0 in `retention` alone); `lacks`:
+    why there is no retention, where there is none; `seeds`: seed -> retention; `state` "ok", "failed" (nothing ended),
+    "incomplete" (some runs crashed or missing) or "missing".
     """
     rows: list[dict[str, Any]] = []
     for (setting, task), group in split(runs, ["setting", "task"]):
@@ -81,17 +82,20 @@ def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
     outcome = part["outcome"]
     counted, failed, lost = part[outcome == "counted"], part[outcome == "failed"], part[outcome != "counted"]
     scores = dict(zip(counted["seed"].astype(int), counted["score.test"], strict=True))
-    values = scores | {int(seed): facts["chance"] for seed in failed["seed"]}
+    known = not math.isnan(facts["chance"])
+    values = scores | ({int(seed): facts["chance"] for seed in failed["seed"]} if known else {})
     shown = t_interval(list(values.values()) if scores else [])
-    kept = {seed: retention(value, facts["chance"], facts["dense_mean"]) for seed, value in scores.items()}
+    judged = facts["chance"], facts["dense_mean"], facts["higher"]
+    kept = {seed: retention(value, *judged) for seed, value in scores.items()}
     kept |= {int(seed): 0.0 for seed in failed["seed"]}
     mean = t_interval(list(kept.values()))
     return {
         "metric": facts["metric"],
         "higher": facts["higher"],
+        "chance": facts["chance"],
         "reference": facts["reference"],
         "state": (state := _state(part)),
-        "n": len(values),
+        "n": len(kept),
         "failed": len(failed),
         "crashed": int((outcome == "crashed").sum()),
         "missing": int((outcome == "missing").sum()),
@@ -100,11 +104,18 @@ def _cell(part: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
         "stale": int(part["stale"].sum()),
         "mean": shown.mean,
         "half": shown.half,
+        "lacks": _lacks(facts) if any(map(math.isnan, kept.values())) else "",
         "retention": mean.mean,
         "retention_half": 0.0 if state == "failed" and values else mean.half,
         "achieved": counted["sparsity.achieved"].mean(),
         "seeds": kept,
     }
+
+
+def _lacks(facts: Mapping[str, Any]) -> str:
+    if math.isnan(facts["dense_mean"]):
+        return "no dense reference"
+    return "no level of chance" if math.isnan(facts["chance"]) else "dense is no better than chance"
 
 
 def _state(part: pd.DataFrame) -> str:
@@ -185,8 +196,9 @@ def _why_unranked(part: pd.DataFrame) -> str:
         if hit.any():
             reason = _commonest(part.loc[hit, "reason"])
             return f"{int(hit.sum())} of {len(part)} cells {state}" + (f": {reason}" if reason else "")
-    unreferenced = part.loc[part["retention"].isna(), "task"].unique()
-    return f"no dense reference for {', '.join(unreferenced)}" if len(unreferenced) else ""
+    lacking = part[part["lacks"] != ""]
+    tasks = {why: ", ".join(found["task"].unique()) for why, found in split(lacking, "lacks")}
+    return "; ".join(f"{why} for {names}" for why, names in tasks.items())
 
 
 def ties(methods: Mapping[str, pd.DataFrame]) -> tuple[dict[str, int], dict[tuple[str, str], Difference]]:

@@ -125,6 +125,28 @@ def ratio_chart(part: pd.DataFrame, looks: Mapping[str, Look], title: str) -> di
     return _spec(alt.layer(*layers), data, f"{title}, ratio to dense by method", height=tall * len(order) + 50)
 
 
+def architecture(part: pd.DataFrame) -> dict[str, Any]:
+    """One run: the share of active units as colour, Layers from input (top) to output, steps from left to right."""
+    import altair as alt
+
+    order = list(dict.fromkeys(part["layer"]))
+    told = [f"{row.layer} after {row.step} steps: {row.active} of {row.of} units" for row in each(part)]
+    data = _Datasets()
+    cell = alt.Chart(data.name(part[["layer", "step", "share"]].assign(label=told))).mark_rect()
+    found = cell.encode(
+        x=alt.X("step:O", title="step", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
+        y=alt.Y("layer:N", title=None, sort=order, axis=alt.Axis(labelLimit=140, labelOverlap=True)),
+        color=alt.Color(
+            "share:Q",
+            title="active",
+            scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+            legend=alt.Legend(format=".0%", gradientLength=90),
+        ),
+        description="label:N",
+    )
+    return _spec(found, data, f"active units of each layer: {_first(part, 'panel')}", height=70 + 14 * len(order))
+
+
 def realised(part: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Any]:
     """One panel: step time against training FLOPs, both over dense; the diagonal is ideal, hollow is simulated."""
     import altair as alt
@@ -203,7 +225,7 @@ def _shape(looks: Mapping[str, Look]) -> Any:
 def _axis(metric: str | None) -> Any:
     import altair as alt
 
-    return alt.Axis(format=".3~p" if metric and "acc" in metric else ".4~g", tickCount=6)
+    return alt.Axis(format=".3~p" if metric and tables.share(metric.removeprefix("valid ")) else ".4~g", tickCount=6)
 
 
 def _clipped(part: pd.DataFrame) -> Any:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from dstbench.reports.rows import each
 from dstbench.reports.series import Look, bounds, domain
-from dstbench.reports.tables import level, number
+from dstbench.reports.tables import level, number, share
 from dstbench.suite.words import printable
 
 if TYPE_CHECKING:
@@ -72,6 +72,26 @@ def realised(out: Path, board: pd.DataFrame, looks: Mapping[str, Look]) -> list[
         return _save(_grid(timed, "panel", lambda ax, part: _realised(ax, part, looks), looks), Path(out) / "realised")
 
 
+def architecture(out: Path, units: pd.DataFrame, suffix: str = "") -> list[Path]:
+    """The figure of a table of `series.architecture`, as SVG and PNG; [] where it has no row."""
+    import matplotlib
+
+    if not len(units):
+        return []
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        return _save(_grid(units, "panel", _units, {}), Path(out) / f"architecture{suffix}")
+
+
+def _units(ax: Axes, part: pd.DataFrame) -> None:
+    shares = part.pivot_table(index="position", columns="step", values="share", aggfunc="last")
+    names = [_shown(name) for name in dict.fromkeys(part["layer"])]
+    mesh = ax.imshow(shares.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    ax.set_yticks(range(len(names)), names, fontsize=6)
+    ax.set_xticks(range(len(shares.columns)), [f"{step:g}" for step in shares.columns], fontsize=6, rotation=60)
+    ax.set_xlabel("step")
+    ax.figure.colorbar(mesh, ax=ax, label="active units", format=lambda value, _: f"{100 * value:.0f} %")
+
+
 def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -87,14 +107,15 @@ def _grid(table: pd.DataFrame, facet: str, draw: Draw, looks: Mapping[str, Look]
     for ax, name in zip(axes, names, strict=False):
         draw(ax, table[table[facet] == name])
         ax.set_title(_shown(name), fontsize=9)
-        if ax.get_xscale() == "linear":
+        if ax.get_xscale() == "linear" and not ax.images:
             ax.locator_params(axis="x", nbins=5)  # Ticks are most of the time a figure takes.
     for ax in axes[len(names) :]:
         ax.remove()
     handles = [
         Line2D([], [], color=looks[n].colour, marker=looks[n].marker, markersize=5, label=_shown(n)) for n in shown
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=wide, frameon=False, fontsize=8)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=wide, frameon=False, fontsize=8)
     return figure
 
 
@@ -187,9 +208,10 @@ def _lines(ax: Axes, part: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> N
 
 
 def _label(ax: Axes, part: pd.DataFrame, metrics: Mapping[str, str | None], x: str) -> None:
-    name = _shown(metrics.get(part["task"].iloc[0]) or "metric")
-    ax.set(xlabel=x, ylabel=f"test {name}" + (", %" if "acc" in name else ""), ylim=domain(part))
-    if "acc" in name:
+    found = metrics.get(part["task"].iloc[0])
+    percent = found is not None and share(found)
+    ax.set(xlabel=x, ylabel=f"test {_shown(found or 'metric')}" + ", %" * percent, ylim=domain(part))
+    if percent:
         ax.yaxis.set_major_formatter(lambda value, _: number(100 * value, ".4g"))
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from dstbench.suite.plan import key_of
 from dstbench.suite.record import scan
 from dstbench.suite.schema import CRASHED, FAILED, FIELDS
 
 SCALARS = {f"{block}.{name}": types for block, fields in FIELDS.items() for name, types in fields.items()
            if not {list, dict} & set(types)}  # fmt: skip
-DERIVED = ("run", "file", "setting", "conditions", "task", "method", "dense", "sparsity", "seed", "outcome", "ended",
-           "reason", "stale")  # fmt: skip
+DERIVED = ("run", "file", "setting", "conditions", "task", "definition", "method", "dense", "sparsity", "seed",
+           "outcome", "ended", "reason", "stale")  # fmt: skip
 
 
 @dataclass
@@ -52,6 +53,7 @@ def frame(records: Sequence[Mapping[str, Any]], stale: Sequence[str] | set[str] 
         table[column] = table[column].astype(float)
     table["dense"] = table["dense"].astype(bool)
     _distinguish(table, "task", ["id.task_version", "id.data"], "v{0:g} data {1}")
+    _distinguish(table, "task", ["definition"], "definition {0}")
     _distinguish(table, "method", ["id.method_version"], "v{0:g}")
     return table
 
@@ -66,6 +68,7 @@ def _row(position: int, record: Mapping[str, Any], stale: Sequence[str] | set[st
         "run": position,
         "file": record.get("file", ""),
         "task": _label(who["task"], who.get("recipe")),
+        "definition": _definition(who),
         "sparsity": who["sparsity"],
     }
     row |= {"dense": who["sparsity"] is None, "seed": who["seed"], "stale": who["key"] in stale}
@@ -78,6 +81,14 @@ def _row(position: int, record: Mapping[str, Any], stale: Sequence[str] | set[st
 def _label(name: str, changed: Mapping[str, Any] | None) -> str:
     """The name and what was changed of its defaults: runs of other hyper-parameters or recipes are not averaged."""
     return name + (f"({', '.join(f'{k}={changed[k]}' for k in sorted(changed))})" if changed else "")
+
+
+def _definition(who: Mapping[str, Any]) -> str:
+    """The key of a task's definition, without the data's fingerprint, which tells tasks apart by itself."""
+    given = who.get("definition") or {}
+    data = given.get("data")
+    plain = {**given, "data": {**data, "folder": ""} if isinstance(data, Mapping) and "folder" in data else data}
+    return key_of(plain)[:6] if given else ""
 
 
 def _setting(record: Mapping[str, Any], kernel: str = "") -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from dstbench.reports.rows import each
@@ -42,7 +44,7 @@ def difference(part: pd.DataFrame, weak: str, strong: str) -> Difference | None:
     """Retention of `strong` minus that of `weak` over the cells that both have; None where there is none."""
     both = part[part["method"] == strong].merge(part[part["method"] == weak], on=["task", "sparsity"])
     found = paired_difference(list(both["seeds_x"]), list(both["seeds_y"]))
-    return found if found.pairs else None
+    return found if found.pairs and not math.isnan(found.mean) else None
 
 
 def verdict(found: Difference) -> str:

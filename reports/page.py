@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from dstbench.reports import boards, costs, figures, ledger, realised, sections, series
+from dstbench.reports import boards, costs, figures, ledger, literature, realised, sections, series
 from dstbench.reports.load import Loaded, frame, load
 from dstbench.reports.orderings import orderings
-from dstbench.reports.plots import Chart, Plots, plots, speed_up
+from dstbench.reports.plots import Chart, Plots, architecture, plots, speed_up
 from dstbench.reports.tables import Table, inert
 
+PUBLISHED = "published.csv"
 SHORT = ("rank", "method", "retention %", "cells", "runs", "FLOPs", "papers", "infer", "tie group")
 SHORT_NOTE = (
     "retention: (metric - chance) / (dense - chance), mean over cells with 95 % interval; FLOPs, papers, infer: "
@@ -44,12 +45,14 @@ class Section:
 
     setting: str
     leaderboard: Table
+    heading: str
     accuracy: list[Table]
     orderings: Table
     cells: Table
     costs: list[Table]
     legend: Mapping[str, series.Look]
     charts: Plots
+    architecture: list[Chart]
 
 
 @dataclass
@@ -68,7 +71,8 @@ def write(
     names: Mapping[str, Mapping[str, Any]] | None = None,
     keys: Collection[str] | None = None,
 ) -> Summary:
-    """Read `results/records` and write index.html, leaderboard.md, cells.csv and figures/ to `out`.
+    """Read `results/records` and write index.html, leaderboard.md, cells.csv and figures/ to `out`,
+    and published.csv where published results match.
 
     `stale`: keys of records whose method has changed since; `names`: method -> {"family", "citation"}; `keys`: those of
     the records that count (None: all). OSError where `out` cannot be written: an older report there stays whole.
@@ -77,6 +81,8 @@ def write(
     runs = frame(loaded.records, set(stale))
     with replaced(Path(out)) as folder:
         leaderboard = _write(folder, runs, loaded, names or {})
+        if not (folder / PUBLISHED).exists():  # an older report's
+            (Path(out) / PUBLISHED).unlink(missing_ok=True)
     return Summary(leaderboard, Path(out) / "index.html", loaded.set_aside)
 
 
@@ -115,17 +121,23 @@ def _write(out: Path, runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Ma
     figures = table.select_dtypes("float").columns
     table[figures] += 0.0  # A signed zero is no figure in a file either.
     table.map(inert).to_csv(out / "cells.csv", index=False)
+    beside = literature.board(runs, cells, loaded.records)
+    if len(beside):
+        beside.map(inert).to_csv(out / PUBLISHED, index=False)
     settings = sorted(runs["setting"].unique(), key=lambda s: (-int((runs["setting"] == s).sum()), s))
     parts = [_section(runs, cells, loaded, s, i, len(settings), out / "figures") for i, s in enumerate(settings)]
     speed = _speed_up(runs, out / "figures")
     about = _about(runs, loaded, names)
+    known = [literature.table(beside)] * bool(len(beside))
     boards_shown = [part.leaderboard for part in parts] or [Table("leaderboard", "Leaderboard", ["method"])]
     shown = [
         t for p in parts for t in (p.leaderboard, *p.accuracy, *[p.orderings] * bool(p.orderings.rows), p.costs[0])
     ]
-    text = "\n".join(["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), speed.table, *about)]])
+    text = "\n".join(
+        ["# dstbench", "", *[t.markdown() for t in (*(shown or boards_shown), *known, speed.table, *about)]]
+    )
     (out / "leaderboard.md").write_text(text, encoding="utf-8")
-    (out / "index.html").write_text(_render(parts, speed, about, runs, loaded), encoding="utf-8")
+    (out / "index.html").write_text(_render(parts, known, speed, about, runs, loaded), encoding="utf-8")
     short = [replace(t, headers=SHORT, notes=[SHORT_NOTE]) if t.rows else t for t in boards_shown]
     return "\n\n".join(t.text() for t in short)
 
@@ -142,17 +154,20 @@ def _section(
     title = f"Leaderboard ({setting})" if settings > 1 else "Leaderboard"
     points, ratios = series.points(cells, flops, runs), series.ratios(flops, memory, time)
     curves = series.curves(runs, loaded.records)
-    metrics = dict(zip(cells["task"], cells["metric"], strict=True))
-    figures.write(folder, points, curves, ratios, looks, metrics, suffix)
+    figures.write(folder, points, curves, ratios, looks, series.metrics(cells), suffix)
+    units = series.architecture(runs, loaded.records)
+    figures.architecture(folder, units, suffix)
     return Section(
         setting=setting,
         leaderboard=sections.leaderboard(cells, flops, title),
+        heading=sections.heading(cells),
         accuracy=[sections.by_sparsity(cells, level) for level in levels],
         orderings=orderings(cells),
         cells=sections.cell_table(cells),
         costs=ledger.costs(runs, loaded.records, flops, time, memory),
         legend=looks,
         charts=plots(cells, points, curves, ratios, looks, f"s{position}"),
+        architecture=architecture(units, f"s{position}"),
     )
 
 
@@ -180,7 +195,12 @@ def _about(runs: pd.DataFrame, loaded: Loaded, names: Mapping[str, Mapping[str, 
 
 
 def _render(
-    parts: Sequence[Section], speed: SpeedUp, about: Sequence[Table], runs: pd.DataFrame, loaded: Loaded
+    parts: Sequence[Section],
+    literature: Sequence[Table],
+    speed: SpeedUp,
+    about: Sequence[Table],
+    runs: pd.DataFrame,
+    loaded: Loaded,
 ) -> str:
     import jinja2
 
@@ -189,6 +209,7 @@ def _render(
     counts = {name: int((runs["outcome"] == name).sum()) for name in ("counted", "failed", "crashed", "missing")}
     return environment.get_template("index.html").render(
         parts=parts,
+        literature=literature,
         speed=speed,
         about=about,
         counts=counts,

@@ -41,7 +41,7 @@ def plots(
 ) -> Plots:  # fmt: skip
     """Draw every chart of one setting; `prefix` starts the ids of all of them."""
     found = Plots(sparsity=[], flops=[], papers=[], ratios=[], curves=_curves(curves, cells, looks, prefix))
-    metrics = dict(zip(cells["task"], cells["metric"], strict=True))
+    metrics = series.metrics(cells)
     for number, (task, part) in enumerate(split(points, "task")):
         hidden = "; ".join(series.unseen(part, cells[cells["task"] == task]))
         note = f"Not shown: {hidden}." if hidden else ""
@@ -60,7 +60,7 @@ def plots(
 def _curves(
     curves: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, series.Look], prefix: str
 ) -> dict[str, list[Chart]]:
-    metrics = dict(zip(cells["task"], cells["metric"], strict=True))
+    metrics = series.metrics(cells)
     found: dict[str, list[Chart]] = {}
     for sparsity in sorted(curves["sparsity"].dropna().unique(), reverse=True) or [math.nan]:
         heading = "Dense" if math.isnan(sparsity) else f"Sparsity {level(sparsity).text}"
@@ -73,6 +73,12 @@ def _curves(
                     name = f"{prefix}-curves-{len(found)}-{len(group)}"
                     group.append(Chart(svg(charts.curves(part, looks, column, title), name), f"{task} · {title}"))
     return found
+
+
+def architecture(units: pd.DataFrame, prefix: str) -> list[Chart]:
+    """Draw the active units of each run of a `series.architecture`."""
+    panels: Any = split(units, "panel")
+    return [Chart(svg(charts.architecture(p), f"{prefix}-units-{i}"), str(name)) for i, (name, p) in enumerate(panels)]
 
 
 def speed_up(board: pd.DataFrame, looks: Mapping[str, series.Look]) -> list[Chart]:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from dstbench.reports.boards import standing
 from dstbench.reports.rows import each
+from dstbench.reports.series import metrics
 from dstbench.reports.statistics import POWER, sign_test_floor
-from dstbench.reports.tables import Cell, Table, level, metric, percent, ratio, whole
+from dstbench.reports.tables import Cell, Table, level, metric, percent, ratio, share, whole
 
 FORMULA = (
     "Retention r = (test metric − chance) / (dense mean − chance). A method's figure is the mean over its C cells of "
@@ -23,6 +24,17 @@ RULES = (
     "says nothing of accuracy: its cell lacks it, as one off target, interrupted, skipped or not run. A method with "
     "such a cell, or with no run that ended at all, gets no rank; dense methods are references."
 )
+
+DIRECTION = (
+    "Retention of a metric that is better lower is the same share, since both differences change sign: 1 is dense, 0 "
+    "chance. Where a metric has no level of chance, r = metric / dense mean, or dense mean / metric where lower is "
+    "better; its runs that diverged or collapsed then count as r = 0, and the mean of the metric is that of the others."
+)
+
+
+def judged(table: pd.DataFrame) -> list[str]:
+    """The note on metrics other than those of which more is better and chance is known, where there are some."""
+    return [DIRECTION] * bool(((~table["higher"] | table["chance"].isna()) & table["metric"].notna()).any())
 
 
 def leaderboard(table: pd.DataFrame, flops: pd.DataFrame, title: str) -> Table:
@@ -40,7 +52,7 @@ def leaderboard(table: pd.DataFrame, flops: pd.DataFrame, title: str) -> Table:
                      Cell(group, style="muted")])  # fmt: skip
     headers = ["rank", "method", "retention, %", "cells", "runs", "training FLOPs ÷ dense",
                "papers' convention ÷ dense", "inference FLOPs ÷ dense", "tie group"]  # fmt: skip
-    notes = [FORMULA, RULES, _pairs(board, table), FLOPS_NOTE]
+    notes = [FORMULA, RULES, *judged(table), _pairs(board, table), FLOPS_NOTE]
     return Table("leaderboard", title, headers, rows, [n for n in notes if n])
 
 
@@ -88,12 +100,18 @@ def by_sparsity(table: pd.DataFrame, sparsity: float) -> Table:
     name = "no sparse method" if sparsity != sparsity else f"sparsity {level(sparsity).text}"
     headers = ["rank", "method", *[f"{task}{_unit(part, task)}" for task in tasks], "retention, %"]
     notes = ["Mean ± 95 % t-interval over n seeds of the test metric at the last step. Ranked by retention over tasks."]
-    return Table(f"accuracy-{sparsity:g}".replace(".", "-"), f"Accuracy at {name}", headers, rows, notes)
+    notes += judged(part)
+    return Table(f"accuracy-{sparsity:g}".replace(".", "-"), f"{heading(part)} at {name}", headers, rows, notes)
+
+
+def heading(table: pd.DataFrame) -> str:
+    """What the scores of these cells are: "Accuracy" where all are shares, else "Scores"."""
+    return "Accuracy" if all(share(name) for name in table["metric"].dropna()) else "Scores"
 
 
 def _unit(part: pd.DataFrame, task: str) -> str:
-    name = next((n for n in part.loc[part["task"] == task, "metric"] if isinstance(n, str)), None)
-    return f", {name} %" if name and "acc" in name else f", {name}" if name else ""
+    name = metrics(part)[task]
+    return f", {name}{' %' * share(name)}" if name else ""
 
 
 def _kept(row: Any) -> Cell:
@@ -104,7 +122,8 @@ def _kept(row: Any) -> Cell:
 def _score(row: Any) -> Cell:
     if row.state in ("failed", "missing"):
         text = f"{row.state} ({row.statuses})" if row.statuses else "not run"
-        return Cell(text, -1e9 if row.state == "failed" else -2e9, "bad")
+        worst = -1e9 if row.higher else 1e9  # beyond any score
+        return Cell(text, worst if row.state == "failed" else 2 * worst, "bad")
     shown = metric(row.mean, row.half, row.metric)
     marks = [f"n={row.n}", row.statuses, f"{row.stale} stale" if row.stale else ""]
     text = f"{shown.text}{row.star} ({', '.join(filter(None, marks))})"
@@ -114,12 +133,14 @@ def _score(row: Any) -> Cell:
 def cell_table(table: pd.DataFrame) -> Table:
     """Every cell: mean, interval, n, retention, achieved sparsity."""
     rows = []
+    names = metrics(table) if heading(table) == "Scores" else {}
     for row in each(table.sort_values(["task", "sparsity", "method"])):
         kept = percent(row.retention, math.nan if row.state == "failed" else row.retention_half)
         said = f"{row.state}: {row.reason}" if row.reason else row.state
         state = Cell(said, style="muted" if row.state == "ok" and not row.reason else "bad")
-        rows.append([Cell(row.task), level(row.sparsity), Cell(row.method, style="strong"), _score(row), whole(row.n),
-                     kept, percent(row.achieved, spec=".2f"), state])  # fmt: skip
+        name = [Cell(f"{names[row.task] or '–'}{', %' * share(names[row.task])}")] if names else []
+        rows.append([Cell(row.task), level(row.sparsity), Cell(row.method, style="strong"), *name, _score(row),
+                     whole(row.n), kept, percent(row.achieved, spec=".2f"), state])  # fmt: skip
     seeds = int(table["n"].max()) if len(table) else 0
     star = (
         "* : differs from dense by a paired sign test over seeds."
@@ -131,7 +152,18 @@ def cell_table(table: pd.DataFrame) -> Table:
         "structured method up to 5 %. A cell is failed where nothing ended, incomplete where some runs crashed or are "
         "off target, interrupted or skipped, missing where all are. Intervals are Student's t; runs that diverged or "
         "collapsed count as chance. Dense runs count at every sparsity level.",
+        *judged(table),
         star,
     ]
-    headers = ["task", "sparsity", "method", "test metric", "n", "retention, %", "achieved sparsity, %", "state"]
+    headers = [
+        "task",
+        "sparsity",
+        "method",
+        *["metric"] * bool(names),
+        "test metric",
+        "n",
+        "retention, %",
+        "achieved sparsity, %",
+        "state",
+    ]
     return Table("cells", "Cells", headers, rows, notes)

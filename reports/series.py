@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 # Vega's name and matplotlib's marker of the same shape.
 SHAPES = (("circle", "o"), ("square", "s"), ("triangle-up", "^"), ("diamond", "D"), ("triangle-down", "v"),
           ("cross", "P"), ("triangle-right", ">"), ("triangle-left", "<"))  # fmt: skip
+PRUNED = 0.95  # of a Layer's units: where no Layer ends with fewer, nothing of the architecture was found
 MEASURES = {
     "ratio": "Training FLOPs",
     "papers": "Training FLOPs, papers' convention",
@@ -45,6 +46,14 @@ def looks(runs: pd.DataFrame) -> dict[str, Look]:
         shape = SHAPES[(i + 2 * (i // 7)) % 8]
         found[name] = Look(COLOURS[i % 7], shape[0], shape[1])
     return found
+
+
+def metrics(cells: pd.DataFrame) -> dict[str, str | None]:
+    """Task -> the name of its metric as titles have it, which says where lower is better; None where nothing ended."""
+    found = cells.drop_duplicates("task")
+    names = [n if not isinstance(n, str) or up else f"{n} (lower is better)"
+             for n, up in zip(found["metric"], found["higher"], strict=True)]  # fmt: skip
+    return dict(zip(found["task"], (n if isinstance(n, str) else None for n in names), strict=True))
 
 
 def points(cells: pd.DataFrame, flops: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -127,6 +136,34 @@ def _binned(curve: Mapping[str, Any], bins: int) -> pd.DataFrame:
     columns = {name: np.array(curve[name], dtype=float) for name in ("step", "loss", "density", "valid")}
     length = len(curve["step"])
     return pd.DataFrame(columns | {"bin": np.arange(length) * bins // max(length, bins)})
+
+
+def architecture(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], most: int = 12) -> pd.DataFrame:
+    """Active units of each Layer over time: a row for each `panel`, `layer` and `step`, with `active`, `of`, `share`.
+
+    A panel is the first seed of a method at a task's highest sparsity; those alone in which some Layer ends with at
+    most `PRUNED` of its units, and of these the `most` that have fewest. `position`: of the Layer in the network.
+    """
+    ended = runs[runs["outcome"].eq("counted") | runs["ended"].eq("off_target")]
+    top = ended[ended["sparsity"] == ended.groupby("task")["sparsity"].transform("max")]
+    found: list[tuple[float, list[dict[str, Any]]]] = []
+    for row in each(top.sort_values("seed", kind="stable").drop_duplicates(["task", "method"])):
+        units: dict[str, Any] = (records[row.run].get("curve") or {}).get("active_units") or {}
+        sizes = [n for n in units["of"].values() if n] if units.get("step") else []
+        if not sizes or len(sizes) != len(units["of"]):
+            continue
+        panel = f"{row.task}, {row.method}, {level(row.sparsity).text}"
+        rows = [
+            {"panel": panel, "method": row.method, "layer": name, "position": position, "step": step,
+             "active": active, "of": units["of"][name], "share": min(1.0, active / units["of"][name])}
+            for position, (name, counts) in enumerate(units["layers"].items())
+            for step, active in zip(units["step"], counts, strict=True)
+        ]  # fmt: skip
+        last = [one["share"] for one in rows if one["step"] == units["step"][-1]]
+        if min(last) <= PRUNED:
+            found.append((sum(last) / len(last), rows))
+    shown = [row for _, rows in sorted(found, key=lambda pair: pair[0])[:most] for row in rows]
+    return pd.DataFrame(shown, columns=["panel", "method", "layer", "position", "step", "active", "of", "share"])
 
 
 def ratios(flops: pd.DataFrame, memory: pd.DataFrame, time: pd.DataFrame) -> pd.DataFrame:

@@ -79,9 +79,18 @@ def satterthwaite(cells: Sequence[Sequence[float]], level: float = LEVEL) -> Int
     return Interval(mean, _quantile(0.5 + level / 2, df) * error if error else 0.0, n, df)
 
 
-def retention(metric: float, chance: float, dense: float) -> float:
-    """(metric − chance) / (dense − chance), for metrics of either direction; nan where dense is at chance."""
-    return (metric - chance) / (dense - chance) if dense != chance else math.nan
+def retention(metric: float, chance: float, dense: float, higher: bool = True) -> float:
+    """(metric − chance) / (dense − chance), for metrics of either direction: the share kept of what dense gains.
+
+    Without a level of chance (nan) it is metric / dense, dense / metric where lower is better (`higher` False). nan
+    where dense is no better than chance, and where a quotient without a level of chance has a term that is not
+    positive.
+    """
+    if math.isnan(chance):
+        over, under = (metric, dense) if higher else (dense, metric)
+        return over / under if over >= 0 and under > 0 else math.nan
+    gained = dense > chance if higher else dense < chance
+    return (metric - chance) / (dense - chance) if gained else math.nan
 
 
 def paired_difference(
@@ -144,7 +153,7 @@ def star(differences: Sequence[float]) -> str:
     """ "*" where the paired sign test rejects no difference, ties left out; "" otherwise, and always below 6 pairs."""
     from scipy.stats import binomtest
 
-    signs = [d > 0 for d in differences if d]
+    signs = [d > 0 for d in differences if d and not math.isnan(d)]
     return "*" if stars_allowed(len(signs)) and binomtest(sum(signs), len(signs)).pvalue < ALPHA else ""
 
 

@@ -100,9 +100,14 @@ def percent(mean: float, half: float = math.nan, style: str = "", spec: str = ".
     return Cell(spread(number(100 * mean, spec), 100 * half, spec), mean, style)
 
 
+def share(name: str | None) -> bool:
+    """Whether a metric of this name is a share, which is shown in per cent: an accuracy, or none that is known."""
+    return name is None or "acc" in name or name.startswith("top")
+
+
 def metric(mean: float, half: float, name: str | None) -> Cell:
-    """A metric's mean ± half width: accuracies in per cent, others with four digits."""
-    if name is None or "acc" in name or math.isnan(mean):
+    """A metric's mean ± half width: shares in per cent, others with four digits."""
+    if share(name) or math.isnan(mean):
         return percent(mean, half)
     return Cell(spread(number(mean, ".4g"), half, ".2g"), mean)
 

@@ -105,7 +105,8 @@ def files(plugins: Iterable[Path] | None, option: str = "--plugin") -> list[str]
     for path in plugins or ():
         if not path.is_file():
             wrong = "it is a folder, a file is expected" if path.is_dir() else "no such file"
-            raise typer.BadParameter(f"{path}: {wrong}", param_hint=option)
+            hint = "--task-file" if path.suffix in (".yaml", ".yml") and option == "--plugin" else option
+            raise typer.BadParameter(f"{path}: {wrong}", param_hint=hint)
     return list(dict.fromkeys(str(p.resolve()) for p in plugins or ()))
 
 

@@ -1,11 +1,11 @@
-"""Catalogue: every method, from what the registry, its class and its docstring say; docs/methods.md."""
+"""Catalogue: every method, from what registry, class and docstring say, and every task: docs/methods.md, tasks.md."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,9 @@ own count is measured from the masks of every pass; both stand on the boards. Co
 `budget`, a factor on the task's steps.
 """
 
+TASK_HEAD = """| task | data | network | recipe | parameters | multiply-adds | recipe's source |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
 
 def markdown(plugins: registry.Files = ()) -> str:
     """The catalogue as Markdown: a section for each family, a part for each class; broken methods with their reason."""
@@ -33,6 +36,35 @@ def markdown(plugins: registry.Files = ()) -> str:
         for _, entries in groupby(sorted(members, key=lambda e: _place(e, found)), key=lambda e: e.target):
             lines.append(_part(list(entries), found))
     return "\n".join([*lines, getattr(importlib.import_module("dstbench.methods"), "LEFT_OUT", "")])
+
+
+def tasks(plugins: registry.Files = ()) -> str:
+    """The tasks as Markdown: a table for each family, with counts beside those that others have published."""
+    from dstbench.suite import sizes
+
+    entries = list(registry.tasks(plugins).values())
+    lines: list[str] = []
+    for family in dict.fromkeys(entry.family for entry in entries):
+        lines += [f"### {family or 'other'}\n", TASK_HEAD]
+        lines += [task_line(entry.name, sizes.row(entry)) for entry in entries if entry.family == family]
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def task_line(name: str, row: Mapping[str, Any]) -> str:
+    """A task as a line of its table, from its row of `sizes`."""
+    place, _, model = str(row["model"] or "").rpartition(":")
+    model = model if place or not model else f"timm: {model}"
+    counts = []
+    for count in ("parameters", "multiply_adds"):
+        published = row[f"published_{count}"]
+        counts.append(_count(row[count]) + (f"; published: {published}" if published else ""))
+    cells = (f"`{name}`", row["data"] or "made by code", model, row["recipe"] or "–", *counts, row["source"] or "–")
+    return f"| {' | '.join(cells)} |"
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
 
 
 def sections(kind: type) -> tuple[str, dict[str, str]]:

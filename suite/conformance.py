@@ -14,19 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dstbench.suite import check, registry
+from dstbench.suite import check, definitions, registry
 from dstbench.suite.check import Result
 from dstbench.suite.checks.resume import differences, frozen, thawed
 from dstbench.suite.lasting import content
 from dstbench.suite.model import SparseModel
 from dstbench.suite.plan import own_data
-from dstbench.suite.plugins import FAILURES
+from dstbench.suite.plugins import DEFINED, FAILURES
 from dstbench.suite.registry import Entry
 from dstbench.suite.task import SPLITS, Batch, Task
 from dstbench.suite.train import Training
 
 ENDLESS, WHOLE = SPLITS[:2], SPLITS[2:]
 BATCHES, STEPS = 100, 20  # of the endless splits: enough to see most rows of a small data set; of a training
+SHARED = 0.01  # of a split's inputs may be in another: texts repeat passages, and data sets of images hold duplicates
 
 
 def results(
@@ -37,17 +38,19 @@ def results(
     plugins: Sequence[str] = (),
     data_root: str | None = None,
 ) -> Iterator[Result]:
-    """(name, verdicts, seconds) of the method or task `target`, of all that a plugin file has, or of all methods ("").
+    """(name, verdicts, seconds) of the method or task `target`, of all that a file has, or of all methods ("").
+
+    A file is a plugin, or defines tasks.
 
     A method is checked on the first of the tasks `beds` that it does not skip.
     RegistryError for an unknown name and for a file that is broken, DataError where a task's data is missing.
     """
-    own = [str(Path(target).resolve())] if target.endswith(".py") else []
+    own = [str(Path(target).resolve())] if target.endswith((".py", *DEFINED)) else []
     files = [*own, *plugins]
     entries = registry.methods(files), registry.tasks(files)
     if own:
         methods, tasks = (_own(found, own[0]) for found in entries)
-    elif target in entries[1]:
+    elif target in entries[1] or (target not in entries[0] and definitions.by_name(target)):
         methods, tasks = [], [target]
     else:
         methods, tasks = [registry.find("method", target, files).name] if target else list(entries[0]), []
@@ -58,8 +61,8 @@ def results(
 
 
 def _own(entries: Mapping[str, Entry], path: str) -> list[str]:
-    """The names that a plugin file has; Broken if it cannot be loaded."""
-    own = [entry for entry in entries.values() if entry.origin == f"plugin {path}"]
+    """The names that a file has; Broken if it cannot be loaded."""
+    own = [entry for entry in entries.values() if entry.origin in (f"plugin {path}", f"{definitions.ORIGIN}{path}")]
     for entry in own:
         entry.load()
     return [entry.name for entry in own]
@@ -123,7 +126,7 @@ def batches_are_of_seed_and_step(task: Task) -> str:
             return f"batches({split!r}, 0) end after {len(found)}: they are to have no end"
         if not _same(next(task.batches(split, 0, start=5)), found[5]):
             return f"batches({split!r}, 0, start=5) begin with another batch than the sixth: a run could not resume"
-        if all(_same(a, b) for a, b in pairwise(found)):
+        if not task.one_split and all(_same(a, b) for a, b in pairwise(found)):
             return f"batches({split!r}, 0) repeat one batch"
     return ""
 
@@ -139,10 +142,13 @@ def judging_splits_are_whole_and_fixed(task: Task) -> str:
 
 
 def splits_share_no_input(task: Task) -> str:
+    if task.one_split:
+        return ""
     seen = {split: _rows(task, split) for split in SPLITS}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test"), ("calibration", "test")):
-        if shared := len(seen[one] & seen[other]):
-            return f"{shared} inputs of {one} are in {other} too"
+        shared, least = len(seen[one] & seen[other]), min(len(seen[one]), len(seen[other]))
+        if shared > SHARED * least:
+            return f"{shared} inputs of {one} are in {other} too, of {least}"
     return ""
 
 

@@ -85,10 +85,14 @@ def disk(results: Path) -> Finding:
 
 def entries(found: Mapping[str, Entry]) -> Iterator[Finding]:
     """Every method and task that cannot be loaded; one line if there is none. Imports them all."""
+    from dstbench.suite.task import DataError
+
     bad = False
     for entry in found.values():
         try:
             entry.load()
+        except DataError:  # which `data` says
+            continue
         except registry.Broken as error:
             bad = True
             yield Finding("BAD", "plugin", str(error))
@@ -109,6 +113,8 @@ def data(tasks: Mapping[str, Entry], root: str | None) -> Iterator[Finding]:
             yield Finding("note", name, str(error))
         except registry.Broken:
             continue
+        except registry.RegistryError as error:  # what does not go together
+            yield Finding("BAD", name, str(error))
 
 
 def _devices() -> Iterator[Finding]:

@@ -14,8 +14,11 @@ from dstbench.suite.words import printable
 KINDS = ("methods", "tasks", "kernels", "plans")
 
 
-def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every method, task, kernel or embedded plan as a row; RegistryError for another word. None imports torch."""
+def rows(what: str, plugins: Sequence[str] = (), counted: bool = False) -> list[dict[str, Any]]:
+    """Every method, task, kernel or embedded plan as a row; RegistryError for another word.
+
+    No torch is imported, unless tasks are `counted`: then with what they are made of, see `sizes`.
+    """
     if what == "kernels":
         return _kernels()
     if what == "plans":
@@ -24,7 +27,12 @@ def rows(what: str, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
         raise registry.RegistryError(f"nothing to list as {what!r}; {values.near(what, KINDS)}")
     entries = registry.methods(plugins) if what == "methods" else registry.tasks(plugins)
     keys = ("name", "family", "version", "citation", "origin", "broken")
-    return [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
+    found = [{key: getattr(entry, key) for key in keys} for entry in entries.values()]
+    if counted and what == "tasks":
+        from dstbench.suite import sizes
+
+        found = [row | sizes.row(entry) for row, entry in zip(found, entries.values(), strict=True)]
+    return found
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -64,11 +72,11 @@ def _kernels() -> list[dict[str, Any]]:
 
 
 def _plans() -> list[dict[str, Any]]:
-    from dstbench.suite import planfile
+    from dstbench.suite import planfile, plantext
 
     rows = []
     for path in sorted(planfile.FOLDER.glob("*.yaml")):
-        plan = planfile.read(path.stem)
+        plan = planfile.Plan.model_validate(plantext.load(path))  # a plan may name what is not installed
         counts = {"methods": len(plan.chosen()), "tasks": len(plan.tasks), "sparsities": len(plan.sparsity)}
         head = " ".join(line.lstrip("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
         rows.append({"name": path.stem, **counts, "seeds": len(plan.seeds), "what": head.partition(". ")[0]})

@@ -27,6 +27,8 @@ class Run:
     `hyperparameters` and `recipe` (overrides, dotted into mappings: "lr.sgd") hold what differs from the defaults;
     `sparsity` is None for methods that train every weight; `precision` None is the recipe's; `data` is the fingerprint;
     `allocator` is "system" or "tuned". `wrapped_versions`: those of the methods that this one wraps, but for 1.
+    `definition` is that of a task that no name stands for, see `definitions`: the path of its folder is no part of what
+    the run is, its fingerprint is.
     `plugins`, `data_root`, `timeout` (seconds), `watts_per_core` (None: the meter's default), `download` and
     `save_models` say how to run it, not what it is.
     """
@@ -47,6 +49,7 @@ class Run:
     task_version: int = 1
     method_version: int = 1
     wrapped_versions: Mapping[str, int] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     data_root: str | None = None
     timeout: float | None = None
@@ -62,6 +65,7 @@ class Run:
         out |= {"device": self.device.split(":")[0], "threads": self.threads, "data": self.data}
         out |= {"recipe": dict(self.recipe)} if self.recipe else {}
         out |= {"wrapped_versions": dict(self.wrapped_versions)} if self.wrapped_versions else {}
+        out |= {"definition": defined(self.definition, self.data)} if self.definition else {}
         return out | ({} if self.allocator == "system" else {"allocator": self.allocator})
 
     @property
@@ -89,16 +93,26 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def defined(definition: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """What of a definition the result depends on: in place of the folder's path stands the data's fingerprint."""
+    source = definition["data"]
+    if isinstance(source, Mapping) and "folder" in source:
+        source = {**source, "folder": data}
+    return {**definition, "data": source}
+
+
 def expand(
     plan: Plan,
     plugins: Sequence[str] = (),
     data_root: str | None = None,
     download: bool = False,
     save_models: bool = False,
+    absent: bool = False,
 ) -> list[Run]:
     """The runs of a plan, each once, seed by seed; a method that trains every weight runs once per task and seed.
 
-    Prepares the data of every task: DataError where it is missing. Broken for a method or a task that cannot be loaded,
+    Prepares the data of every task: DataError where it is missing, or, if it may be `absent`, runs whose `data` is "",
+    which say what a plan costs and have no key of a record. Broken for a method or a task that cannot be loaded,
     and for a method that wraps such a one; PlanError for a run that no record can hold.
     """
     from dstbench.suite import record
@@ -109,7 +123,7 @@ def expand(
     shared = replace(shared, allocator=plan.allocator, data_root=data_root, download=download)
     shared = replace(shared, timeout=plan.timeout, watts_per_core=plan.watts_per_core, save_models=save_models)
     methods = [_with_method(plan, name, given, plugins) for name, given in plan.chosen()]
-    tasks = [_with_task(plan, name, plugins, data_root, download) for name in dict.fromkeys(plan.tasks)]
+    tasks = [_with_task(plan, entry, plugins, data_root, download, absent) for entry in plan.entries(plugins).values()]
     runs: dict[str, Run] = {}
     for seed in dict.fromkeys(plan.seeds):
         for task in tasks:
@@ -117,7 +131,7 @@ def expand(
                 for sparsity in plan.sparsity if sparse else (None,):
                     files = tuple(dict.fromkeys((*method["plugins"], *task["plugins"])))
                     run = replace(shared, **{**task, **method, "plugins": files}, sparsity=sparsity, seed=seed)
-                    if run.key not in runs and (reason := record.refused(record.empty(run))):
+                    if run.key not in runs and run.data and (reason := record.refused(record.empty(run))):
                         raise PlanError(f"{run.method} on {run.task} cannot be run, as no record can hold it: {reason}")
                     runs.setdefault(run.key, run)
     return list(runs.values())
@@ -159,14 +173,17 @@ def _with_method(
     return registry.sparse(entry, given), {**found, "plugins": _file(entry, plugins)}
 
 
-def _with_task(plan: Plan, name: str, plugins: Sequence[str], root: str | None, download: bool) -> dict[str, Any]:
-    entry = registry.find("task", name, plugins)
+def _with_task(
+    plan: Plan, entry: registry.Entry, plugins: Sequence[str], root: str | None, download: bool, absent: bool
+) -> dict[str, Any]:
+    name, definition = entry.name, {} if entry.origin == "built-in" else dict(entry.definition)
     recipe = registry.nondefault(entry, _set(plan, name, plugins))
-    task = own_data(registry.task(name, plugins, recipe), root, download)
-    version, data = task.version, _fingerprint(name, task)
+    task = own_data(registry.task(name, plugins, recipe, definition), root, download)
+    version, data = task.version, _fingerprint(name, task, absent)
     recipe.pop("precision", None)  # has a place of its own
     precision = plan.precision or task.recipe.precision
     found = {"task": name, "task_version": version, "recipe": recipe, "precision": precision, "data": data}
+    found |= {"definition": definition} if definition else {}
     return {**found, "plugins": _file(entry, plugins)}
 
 
@@ -175,14 +192,21 @@ def _file(entry: registry.Entry, plugins: Sequence[str]) -> list[str]:
     return [file for file in plugins if entry.origin == f"plugin {Path(file).resolve()}"]
 
 
-def _fingerprint(name: str, task: Task) -> str:
-    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text."""
+def _fingerprint(name: str, task: Task, absent: bool) -> str:
+    """That of the task's data, made sure to be there; RegistryError for an error of the task's own, and for no text.
+
+    "" where the data is missing and may be `absent`.
+    """
     from dstbench.suite.task import DataError
 
     try:
         task.prepare()
         found = task.fingerprint()
     except DataError:
+        if absent:
+            return ""
+        raise
+    except registry.RegistryError:
         raise
     except FAILURES as error:
         raise registry.RegistryError(f"{name}: its data cannot be had: {why(error)}") from error
@@ -194,6 +218,10 @@ def _fingerprint(name: str, task: Task) -> str:
 def _set(plan: Plan, name: str, plugins: Sequence[str]) -> dict[str, Any]:
     from dstbench.suite.planfile import target
 
-    both = {**registry.methods(plugins), **registry.tasks(plugins)}
+    both = {
+        **registry.methods(plugins),
+        **registry.tasks(plugins),
+        **{named: registry.Entry(named, "") for named in plan.names()},
+    }
     pairs = ((target(key, both), value) for key, value in plan.set.items())
     return {field: value for (owner, field), value in pairs if owner == name}

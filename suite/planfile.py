@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 
-from dstbench.suite import fields, kernels, plantext, registry
+from dstbench.suite import definitions, fields, kernels, plantext, registry
+from dstbench.suite.definitions import Definition
 from dstbench.suite.plantext import PlanError as PlanError
+from dstbench.suite.plantext import Where
 from dstbench.suite.registry import Broken, Entry
 from dstbench.suite.values import near
-from dstbench.suite.words import shown, wanted
+from dstbench.suite.words import shown
 
 FOLDER = Path(__file__).parent / "plans"
-Where = Callable[[Sequence[Any]], str]
 Share = Annotated[float, BeforeValidator(fields.sparsity)]
+Named = Annotated[str | Definition, PlainValidator(definitions.item)]
 Chosen = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(fields.method)]
 
 
 class Plan(BaseModel):
-    """What to run: every method × task × sparsity × seed; `set` overrides fields, `{"rigl.alpha": 0.1}`."""
+    """What to run: every method × task × sparsity × seed; `set` overrides fields, `{"rigl.alpha": 0.1}`.
+
+    A task is a name, or a definition, see `definitions`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = ""
     methods: list[Chosen] = Field(min_length=1)
-    tasks: list[str] = Field(min_length=1)
+    tasks: list[Named] = Field(min_length=1)
     sparsity: list[Share] = Field(default=[0.9], min_length=1)
     seeds: Annotated[list[int], BeforeValidator(fields.seeds)] = Field(default=[0], min_length=1)
     budget: Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)] = 1.0
@@ -52,6 +57,15 @@ class Plan(BaseModel):
         )
         return [(name, dict(given or {})) for pair in pairs for name, given in pair]
 
+    def names(self) -> list[str]:
+        """The names of the tasks, each once."""
+        return list(dict.fromkeys(definitions.named(task) for task in self.tasks))
+
+    def entries(self, plugins: Sequence[str] = ()) -> dict[str, Entry]:
+        """Name -> entry of the tasks; RegistryError for a name that nothing has."""
+        own = {task.name: task.entry("plan") for task in self.tasks if isinstance(task, Definition)}
+        return {name: own.get(name) or registry.find("task", name, plugins) for name in self.names()}
+
 
 def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> Plan:
     """The plan of a file, or an embedded one by name, with `options` in place of its keys.
@@ -63,26 +77,38 @@ def read(plan: str | Path = "quick", options: Mapping[str, Any] | None = None, p
     data = _load(path)
     methods, tasks = registry.methods(plugins), registry.tasks(plugins)
     options = {k: v for k, v in (options or {}).items() if v is not None}
-    merged, places = {**data, **options}, {}
+    own, mistakes = definitions.within(path, data.get("tasks"), {**methods, **tasks})
+    given = [name for name, entry in tasks.items() if entry.origin.startswith(definitions.ORIGIN)]
+    if given and "tasks" not in options and not {*given} & {*map(definitions.named, _list(data.get("tasks")))}:
+        options["tasks"] = given  # of the files that were given: none is named, so that all are meant
+    merged: dict[str, Any] = {**data, **options}
+    if _list(merged.get("tasks")):
+        merged["tasks"] = [own.get(definitions.named(task), task) for task in merged["tasks"]]
+        tasks |= {name: made.entry(f"plan {path}") for name, made in own.items()}
+        tasks |= definitions.composed(merged["tasks"], tasks)
+    places: dict[str, tuple[tuple[Any, ...], Any]] = {}
     if not isinstance(data.get("set"), Mapping | None):
         merged["set"] = data["set"]  # refused below, whatever the command line adds
     else:
         places = _flat(data.get("set") or {}, methods, tasks)
         merged["set"] = {key: value for key, (_, value) in places.items()} | options.get("set", {})
     where = _places(path, data, options, {key: location for key, (location, _) in places.items()})
-    mistakes: list[str] = []
     try:
         found = Plan.model_validate(merged)
     except ValidationError as error:
-        mistakes = _lines(error, where)
+        mistakes += plantext.lines(error, where, lambda _: list(Plan.model_fields))
         wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
         parts = {k: [] if k in wrong else merged.get(k, []) for k in ("methods", "tasks", "set")}
         parts |= {"kernel": str(merged.get("kernel", "masked")), "allocator": "system"}
         found = Plan.model_construct(**{**parts, "set": dict(parts["set"] or {})})
-    mistakes += _names(found, plugins, where)
+    mistakes += _names(found, {"method": methods, "task": tasks}, where)
     if mistakes:
         raise PlanError("\n".join(mistakes))
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def locate(plan: str | Path) -> Path:
@@ -97,9 +123,9 @@ def locate(plan: str | Path) -> Path:
     return path
 
 
-def target(key: str, entries: Mapping[str, Entry]) -> tuple[str, str]:
+def target(key: str, names: Iterable[str]) -> tuple[str, str]:
     """A key of `set` as (name, field): the longest name that it starts with; ("", "") if there is none."""
-    name = max((n for n in entries if key.startswith(f"{n}.")), key=len, default="")
+    name = max((n for n in names if key.startswith(f"{n}.")), key=len, default="")
     return name, key[len(name) + 1 :] if name else ""
 
 
@@ -132,49 +158,19 @@ def _flat(
 
 def _places(path: Path, data: Any, options: Mapping[str, Any], flat: Mapping[str, Sequence[Any]]) -> Where:
     """Where a key of the plan stands: the option, or the file and its line; `flat`: the paths of the keys of `set`."""
+    inside = plantext.places(path, data)
 
     def where(location: Sequence[Any]) -> str:
         key = location[0] if location else None
         if key in options and not (key == "set" and location[-1] in flat and location[-1] not in options["set"]):
             return f"--{key}".replace("_", "-")
-        line = 1
-        node: Any = data
-        for step in flat.get(location[-1], location) if key == "set" else location:
-            try:
-                positions: Any = node.lc
-                line = 1 + (positions.key if hasattr(node, "keys") else positions.item)(step)[0]
-                node = node[step]
-            except (AttributeError, KeyError, IndexError, TypeError):
-                break
-        return f"{path}:{line}"
+        return inside(flat.get(location[-1], location) if key == "set" else location)
 
     return where
 
 
-def _lines(error: ValidationError, where: Where) -> list[str]:
-    """The mistakes that pydantic found, one for each place."""
-    found: dict[tuple[Any, ...], list[Any]] = {}
-    for mistake in error.errors():
-        found.setdefault(mistake["loc"], []).append(mistake)
-    return [_line(location, mistakes, where) for location, mistakes in found.items()]
-
-
-def _line(location: Sequence[Any], mistakes: Sequence[Any], where: Where) -> str:
-    key = ".".join(part for part in location if isinstance(part, str))
-    kind, given = mistakes[0]["type"], shown(mistakes[0]["input"])
-    if kind == "extra_forbidden":
-        return f"{where(location)}: unknown key {key!r}; {near(str(location[-1]), list(Plan.model_fields))}"
-    if kind == "missing":
-        return f"{where(())}: the key {key!r} is missing"
-    place, text = where(location), wanted(mistakes)
-    if given in text and given[0] in "'\"":
-        return f"{place}: {text}"
-    return f"{place} is {given}: {text}" if place.startswith("--") else f"{place}: {key} is {given}: {text}"
-
-
-def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
+def _names(plan: Plan, known: Mapping[str, Mapping[str, Entry]], where: Where) -> Iterator[str]:
     """Mistakes in the names of methods, tasks, hyper-parameters and recipe fields."""
-    known = {"method": registry.methods(plugins), "task": registry.tasks(plugins)}
     for index, chosen in enumerate(plan.methods):
         for name, given in {chosen: None}.items() if isinstance(chosen, str) else chosen.items():
             if name not in known["method"]:
@@ -184,7 +180,9 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
             else:
                 for field, text in _wrong(known["method"][name], given or {}):
                     yield f"{where(('methods', index, name, field))}: {text}"
-    for index, name in enumerate(plan.tasks):
+    for index, name in enumerate(definitions.named(task) for task in plan.tasks):
+        if name in known["task"] and known["task"][name].target == definitions.FAULTY:
+            continue  # said already
         if name not in known["task"]:
             yield f"{where(('tasks', index))}: {registry.miss('task', name, known['task'])}"
         elif broken := known["task"][name].broken:
@@ -201,7 +199,13 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
         if why := allocator.unavailable():
             yield f"{where(('allocator',))}: {why}"
     both = {**known["method"], **known["task"]}
-    used = {name for name, _ in plan.chosen()} | {*plan.tasks}
+    used = {name for name, _ in plan.chosen()} | {*plan.names()}
+    owned: dict[str, dict[str, Any]] = {}
+    for (name, field), value in ((target(key, both), value) for key, value in plan.set.items() if key not in both):
+        if name in used and not both[name].broken:
+            owned.setdefault(name, {})[field] = value
+    # What is wrong alone may be right together, as a schedule and its milestones.
+    amiss = {name: wrong for name, given in owned.items() if (wrong := _wrong(both[name], given))}
     for key, value in plan.set.items():
         name, field = target(key, both)
         place = where(("set", key))
@@ -211,9 +215,12 @@ def _names(plan: Plan, plugins: Sequence[str], where: Where) -> Iterator[str]:
             yield f"{place}: {key!r} names no METHOD_OR_TASK.FIELD; {near(key.partition('.')[0], list(both))}"
         elif name not in used and plan.methods and plan.tasks:
             yield f"{place}: {key!r}: {name} is not in this plan, which has {', '.join(sorted(used))}"
-        elif name in used and not both[name].broken:
-            for _, text in _wrong(both[name], {field: value}):
-                yield f"{place}: {text}"
+        elif name in amiss:
+            given = owned[name]
+            texts = [text for _, text in _wrong(both[name], {field: value})]
+            if field == next(iter(given)) and not any(_wrong(both[name], {f: v}) for f, v in given.items()):
+                texts = [amiss[name][0][1]]
+            yield from (f"{place}: {text}" for text in texts)
 
 
 def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -221,12 +228,16 @@ def _wrong(entry: Entry, given: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     if "sparsity" in given:
         return [("sparsity", f"{entry.name}.sparsity: the sparsity is a key of the plan, or the option --sparsity")]
+    from dstbench.suite.task import DataError
+
     try:
         values, errors = registry.check(entry, given)
         return list(errors.items()) or registry.refused(entry, values)
-    except Broken as error:
+    except (Broken, DataError) as error:
         return [("", str(error))]
 
 
 def _refusal(entry: Entry, why: str) -> str:
+    if why.startswith(entry.name):
+        return why
     return f"{entry.name!r} cannot run: {entry.origin} is broken: {why}"

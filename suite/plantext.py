@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
@@ -18,7 +20,10 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from dstbench.suite.words import printable
+from dstbench.suite.values import near
+from dstbench.suite.words import printable, shown, wanted
+
+Where = Callable[[Sequence[Any]], str]  # the path of a value within a file -> where it stands
 
 DEEPEST = 20  # mappings and lists within each other
 LARGEST = 2**18  # bytes of a file
@@ -83,3 +88,44 @@ def _line(error: Exception) -> str:
     nodes = [frame.f_locals.get("node") for frame, _ in traceback.walk_tb(error.__traceback__)]
     marks = [node.start_mark for node in nodes if node is not None and hasattr(node, "start_mark")]
     return f":{marks[-1].line + 1}" if marks else ""
+
+
+def places(path: Path, data: Any) -> Where:
+    """File and line of a value by its path within what `load` gave: the nearest that is there."""
+
+    def where(location: Sequence[Any]) -> str:
+        line = 1
+        node: Any = data
+        for step in location:
+            try:
+                positions: Any = node.lc
+                line = 1 + (positions.key if hasattr(node, "keys") else positions.item)(step)[0]
+                node = node[step]
+            except (AttributeError, KeyError, IndexError, TypeError):
+                break
+        return f"{path}:{line}"
+
+    return where
+
+
+def lines(error: ValidationError, where: Where, choices: Callable[[Sequence[Any]], Sequence[str]]) -> list[str]:
+    """The mistakes that pydantic found, a line for each place; `choices`: the keys that may stand at a place."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for mistake in error.errors():
+        found.setdefault(mistake["loc"], []).append(mistake)
+    return [_mistake(location, mistakes, where, choices) for location, mistakes in found.items()]
+
+
+def _mistake(
+    location: Sequence[Any], mistakes: Sequence[Any], where: Where, choices: Callable[[Sequence[Any]], Sequence[str]]
+) -> str:
+    key = ".".join(part for part in location if isinstance(part, str))
+    kind, given = mistakes[0]["type"], shown(mistakes[0]["input"])
+    if kind == "extra_forbidden":
+        return f"{where(location)}: unknown key {key!r}; {near(str(location[-1]), list(choices(location)))}"
+    if kind == "missing":
+        return f"{where(location[:-1])}: the key {key!r} is missing"
+    place, text = where(location), wanted(mistakes)
+    if given in text and given[0] in "'\"":
+        return f"{place}: {text}"
+    return f"{place} is {given}: {text}" if place.startswith("--") else f"{place}: {key} is {given}: {text}"

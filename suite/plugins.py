@@ -19,6 +19,7 @@ from dstbench.suite.words import told
 
 CONTRACT = 2  # version of what plugins are written against: Method, Layer, Task, and when the suite calls what
 MARK = "__dstbench__"
+DEFINED = (".yaml", ".yml")  # suffixes of files that define tasks without Python
 FAILURES = (Exception, SystemExit)  # what a broken plugin may raise without harm to anything else
 
 

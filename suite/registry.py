@@ -7,7 +7,6 @@ No source may take a name that another has.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
 import sys
@@ -47,7 +46,8 @@ class Entry:
     """A method (a class) or a task (an instance) by name: light data, `load()` imports it.
 
     `target` is "module:attribute", or "file.py:name" for a plugin file; `presets` are hyper-parameters that the name
-    stands for; `sparse` is False for methods that train every weight; `broken` says why it cannot be loaded.
+    stands for; `sparse` is False for methods that train every weight; `broken` says why it cannot be loaded;
+    `definition` is what a task is made of that no module holds.
     """
 
     name: str
@@ -59,11 +59,16 @@ class Entry:
     sparse: bool = True
     origin: str = "built-in"
     broken: str = ""
+    definition: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         """The class or the task; Broken if it cannot be had."""
         if self.broken:
             raise Broken(f"{self.name!r} of {self.origin} is broken: {self.broken}")
+        if self.definition:
+            from dstbench.suite import definitions
+
+            return definitions.load(self)
         try:
             if ".py:" in self.target:
                 path, _, key = self.target.partition(".py:")
@@ -110,9 +115,20 @@ def method(name: str, /, plugins: Files = (), **hyperparameters: Any) -> Method:
     return _made(find("method", name, plugins), hyperparameters)
 
 
-def task(name: str, /, plugins: Files = (), recipe: Mapping[str, Any] | None = None) -> Task:
-    """The task, with recipe fields overridden (`{"steps": 100, "lr.sgd": 0.1}`); RegistryError as in `method`."""
-    return _made(find("task", name, plugins), recipe or {})
+def task(
+    name: str,
+    /,
+    plugins: Files = (),
+    recipe: Mapping[str, Any] | None = None,
+    definition: Mapping[str, Any] = MappingProxyType({}),
+) -> Task:
+    """The task, with recipe fields overridden (`{"steps": 100, "lr.sgd": 0.1}`); RegistryError as in `method`.
+
+    `definition` is that of a task that a plan or a task file defines.
+    """
+    from dstbench.suite import definitions
+
+    return _made(definitions.found(name, plugins, definition), recipe or {})
 
 
 def _made(entry: Entry, given: Mapping[str, Any]) -> Any:
@@ -146,6 +162,11 @@ def find(kind: str, name: str, plugins: Files = ()) -> Entry:
     """
     if entry := _entries(kind, plugins, name).get(name):
         return entry
+    if kind == "task" and "/" in name:
+        from dstbench.suite import definitions
+
+        if entry := definitions.by_name(name):
+            return entry
     raise RegistryError(miss(kind, name, _entries(kind, plugins)))
 
 
@@ -205,33 +226,6 @@ def sparse(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> boo
     return all(e.sparse for e in (entry, *wrapped(entry, given)))
 
 
-def source_hash(entry: Entry, given: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """12 hex digits over the class's module, those of its bases and those they use of the same packages.
-
-    Also over those of the methods that it wraps with the hyper-parameters `given`.
-    """
-    things = [e.load() for e in (entry, *wrapped(entry, given))]
-    kinds = [k for found in things for k in (found if isinstance(found, type) else type(found)).__mro__]
-    homes = {_home(k.__module__) for k in kinds} - {"dstbench.suite", "builtins", "typing"}
-    modules, left = set(), [k.__module__ for k in kinds]
-    while left:
-        if _home(name := left.pop()) in homes and name not in modules:
-            modules.add(name)
-            used = vars(sys.modules[name]).values() if name in sys.modules else ()
-            left += [str(getattr(u, "__module__", None) or getattr(u, "__name__", "")) for u in used]
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        if file := getattr(sys.modules.get(name), "__file__", None):
-            digest.update(Path(file).read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return digest.hexdigest()[:12]
-
-
-def _home(module: str) -> str:
-    """The package whose files count as a plugin's own: the top level, or one of the packages of dstbench."""
-    parts = module.split(".")
-    return ".".join(parts[:2] if parts[0] == "dstbench" else parts[:1])
-
-
 def _entries(kind: str, plugins: Files, only: str | None = None) -> dict[str, Entry]:
     """Every entry; `only`: of installed packages, those of this name."""
     package, attribute = KINDS[kind]
@@ -268,6 +262,10 @@ def _installed(package: str, only: str | None = None) -> Iterator[Entry]:
 
 def _of_file(kind: str, path: Path) -> list[Entry]:
     path = path.resolve()
+    if path.suffix in files.DEFINED:
+        from dstbench.suite import definitions
+
+        return definitions.entries(path) if kind == "task" else []
     origin = f"plugin {path}"
     try:
         things = files.registered(files.load(path)).items()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from dstbench.suite import checkpoint, machine, record, registry, schema, settings, sources
+from dstbench.suite import checkpoint, definitions, machine, record, registry, schema, settings, sources
 from dstbench.suite.achieved import achieved, not_counted
 from dstbench.suite.export import hashes, save_model, values
 from dstbench.suite.kernels import allocator
@@ -43,7 +43,8 @@ def execute(run: Mapping[str, Any], results: str, shared: bool = False, start_me
 def build(run: Run) -> tuple[Task, Method]:
     """The task, with its recipe as the run wants it, and the method."""
     recipe = dict(run.recipe) | ({"precision": run.precision} if run.precision else {})
-    task = own_data(registry.task(run.task, plugins=run.plugins, recipe=recipe), run.data_root, run.download)
+    task = registry.task(run.task, run.plugins, recipe, run.definition)
+    task = own_data(task, run.data_root, run.download)
     options = dict(run.hyperparameters)
     if run.sparsity is not None:
         options["sparsity"] = run.sparsity
@@ -127,6 +128,7 @@ class _Execution:
         training = self._training(task, method)
         out["params"] = {
             "method": plain(method.hyperparameters()),
+            "task": plain(task.describe()),
             "recipe": plain(asdict(training.recipe)),
             "period": training.recipe.period,
             "kind": method.kind,
@@ -167,7 +169,7 @@ class _Execution:
             if not abs(score) <= schema.LARGEST:  # or it is NaN
                 raise Diverged(f"the metric {task.metric} on {split} is {score} after the last step")
         training.curve["valid"][-1] = scores["valid"]
-        out["score"] = {**task.judged(), **scores, "step": training.t}
+        out["score"] = {**task.judged(), **scores, "step": training.t, "further": training.further("test")}
         out["hashes"] = hashes(model)
         out["sparsity"] = sparsity = achieved(training, self.run.sparsity)
         empty = [layer.name for layer in model.layers if not layer.nnz()]
@@ -199,12 +201,12 @@ class _Execution:
 
     def _code(self) -> dict[str, Any]:
         entry = registry.find("method", self.run.method, self.run.plugins)
-        task = registry.find("task", self.run.task, self.run.plugins)
+        task = definitions.found(self.run.task, self.run.plugins, self.run.definition)
         return {
             "versions": machine.versions(),
             "commit": machine.commit(Path(__file__).parent),
-            "method_source": registry.source_hash(entry, self.run.hyperparameters),
-            "task_source": registry.source_hash(task),
+            "method_source": sources.source_hash(entry, self.run.hyperparameters),
+            "task_source": sources.source_hash(task),
             "distribution": machine.distribution() if entry.origin == "built-in" else entry.origin,
         }
 

@@ -31,6 +31,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "method_version": (int,),
         "hyperparameters": (dict,),
         "recipe": (dict, NULL),
+        "definition": (dict, NULL),
         "sparsity": (*NUMBER, NULL),
         "seed": (int,),
         "budget": NUMBER,
@@ -50,6 +51,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "target": (*NUMBER, NULL),
         "valid": (*NUMBER, NULL),
         "test": (*NUMBER, NULL),
+        "further": (dict, NULL),
     },
     "sparsity": {
         **{"target": (*NUMBER, NULL), "achieved": NUMBER, "on_target": (bool, NULL), "layers": (dict,)},
@@ -71,7 +73,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(("training_state", "model_dense", "model_sparse"), NUMBER),
         **dict.fromkeys(("peak_over_start", "peak_resident", "cuda_allocated"), (*NUMBER, NULL)),
     },
-    "curve": dict.fromkeys(("step", "loss", "density", "valid"), (list,)),
+    "curve": {**dict.fromkeys(("step", "loss", "density", "valid"), (list,)), "active_units": (dict, NULL)},
     "machine": {
         "name": (str,),
         "memory": (*NUMBER, NULL),
@@ -181,8 +183,22 @@ def _fields(block: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> N
 def _curve(curve: Mapping[str, Any] | None) -> None:
     if curve is None:
         return
-    columns = [curve[name] for name in FIELDS["curve"]]
+    columns = [curve[name] for name, types in FIELDS["curve"].items() if list in types]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"curve has columns of lengths {[len(column) for column in columns]}; expected equal lengths")
     if not all(x is None or (type(x) in (int, float) and abs(x) <= LARGEST) for c in columns for x in c):
         raise ValueError("curve holds an entry that is neither a finite number nor null")
+    _units(curve.get("active_units"))
+
+
+def _units(units: Any) -> None:
+    """ValueError for active units that are not {"step": [...], "of": {layer: n}, "layers": {layer: [...]}}."""
+    if units is None:
+        return
+    steps, sizes, layers = (units.get(name) for name in ("step", "of", "layers"))
+    whole = isinstance(steps, list) and isinstance(sizes, dict) and isinstance(layers, dict)
+    columns = [steps, list(sizes.values()), *layers.values()] if whole else [None]
+    if not all(isinstance(c, list) and all(type(x) is int and 0 <= x <= WHOLE for x in c) for c in columns):
+        raise ValueError("curve.active_units is not step, of and layers of whole numbers")
+    if sizes.keys() != layers.keys() or any(len(column) != len(steps) for column in layers.values()):
+        raise ValueError("curve.active_units has layers of other names or lengths than of and step")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,14 @@ class Task:
     """What is trained and how it is judged; a subclass says where batches come from.
 
     `dense` are patterns of layers that no method may sparsify; "!*lora*" asks for adapters beside frozen weights, which
-    else stay dense too. `chance` is the metric of guessing, `target` the value
-    that cost-to-target boards aim at. `root` and `download` say where data lies and whether the network may be asked;
-    they are no part of a run's identity. Splits are fixed over seeds: select on `valid`, report on `test`.
+    else stay dense too. `chance` is the metric of guessing (None: not known), `target` the value that cost-to-target
+    boards aim at; `source` says where the recipe is published: paper and table, or repository. `root` and `download`
+    say where data lies and whether the network may be asked; these three are no part of a run's identity. Splits are
+    fixed over seeds: select on `valid`, report on `test`. A class whose splits are all the same data, because it judges
+    the optimisation and not what is learnt, says so by `one_split`.
     """
+
+    one_split: ClassVar[bool] = False
 
     name: str
     recipe: Recipe
@@ -41,8 +45,9 @@ class Task:
     dense: tuple[str, ...] = ()
     metric: str = "accuracy"
     higher_is_better: bool = True
-    chance: float = 0.0
+    chance: float | None = 0.0
     target: float | None = None
+    source: str = ""
     root: Path | None = field(default=None, compare=False)
     download: bool = field(default=False, compare=False)
 
@@ -79,17 +84,25 @@ class Task:
             total += len(targets)
         return right / total
 
+    def further(self, model: SparseModel, split: str, device: torch.device) -> dict[str, float]:
+        """Metrics beside that of the boards, by name, on a whole split, for the record; by default none."""
+        return {}
+
+    def on(self, device: torch.device) -> Self:
+        """The same task with its data on the device, where that helps and it fits."""
+        return self
+
     def judged(self) -> dict[str, Any]:
         """How scores are read, for the record: metric, higher_is_better, chance and target, in plain values.
 
         Raises:
-            TypeError: For a chance or a target that is no number.
+            TypeError: For a chance or a target that is neither a number nor None.
             ValueError: For one that is not finite.
         """
         found = {"metric": str(self.metric), "higher_is_better": bool(self.higher_is_better)}
         for name in ("chance", "target"):
             value = getattr(self, name)
-            if value is not None or name == "chance":
+            if value is not None:
                 value = number(value, f"{self.name}: {name} is")
                 if not math.isfinite(value):
                     raise ValueError(f"{self.name}: {name} is {value}; a finite number is expected")
@@ -98,5 +111,5 @@ class Task:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the recipe, for the record."""
-        keys = ("name", "version", "dense", "metric", "higher_is_better", "chance", "target")
+        keys = ("name", "version", "dense", "metric", "higher_is_better", "chance", "target", "source")
         return {key: getattr(self, key) for key in keys}

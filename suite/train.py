@@ -18,6 +18,7 @@ from dstbench.suite.meters.clock import Clock
 from dstbench.suite.meters.explored import Explored
 from dstbench.suite.meters.flops import FlopBook, FlopMeter
 from dstbench.suite.meters.memory import MemoryMeter
+from dstbench.suite.meters.units import Units
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.schema import LARGEST
@@ -45,7 +46,8 @@ class Training:
         device: str = "cpu",
         kernel: str = "masked",
     ) -> None:
-        self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
+        self.method, self.seed, self.device = method, seed, torch.device(device)
+        self.task = task.on(self.device)
         self._name = getattr(method, "name", type(method).__name__)
         lasting.seed(seed)
         self.recipe = task.recipe.scaled(budget * method.budget)
@@ -69,7 +71,9 @@ class Training:
         self.memory = MemoryMeter(self.device)
         source = "masks" if type(method).descend is Method.descend else "self-reported"
         self.book = FlopBook(source=source, uncounted=dict(self.model.uncounted))
-        self.curve: dict[str, list[Any]] = {"step": [], "loss": [], "density": [], "valid": []}
+        self.curve: dict[str, Any] = {"step": [], "loss": [], "density": [], "valid": []}
+        self.units = Units(self.model.layers)
+        self.curve["active_units"] = self.units.seen
         self.scale = 2.0**16 if self.recipe.precision == "fp16" else 1.0
         self._observed: set[tuple[bool, bool, float]] = set()
         self.explored = Explored(self.model)
@@ -187,11 +191,21 @@ class Training:
 
     def evaluate(self, split: str) -> float:
         """The task's metric on a whole split, with the masks as the last step left them; it may not be finite."""
+        score = self._evaluated(self.task.evaluate, split)
+        return number(score, f"{self.task.name}: evaluate({split!r}) returned")
+
+    def further(self, split: str) -> dict[str, float]:
+        """The task's further metrics on a whole split, by name."""
+        found = self._evaluated(self.task.further, split)
+        where = f"{self.task.name}: further({split!r}): "
+        return {str(name): number(value, f"{where}{name} is") for name, value in found.items()}
+
+    def _evaluated(self, judge: Callable[[SparseModel, str, torch.device], Any], split: str) -> Any:
         self.model.net.eval()
         with self.clock("evaluation"), torch.no_grad(), self.autocast():
-            score = self.task.evaluate(self.model, split, self.device)
+            found = judge(self.model, split, self.device)
         self.model.net.train()
-        return number(score, f"{self.task.name}: evaluate({split!r}) returned")
+        return found
 
     # ---- what is kept --------------------------------------------------------------------------------------------
 
@@ -231,6 +245,8 @@ class Training:
             row = {"step": t + 1, "loss": loss, "density": self.model.density, "valid": valid}
             for name, value in row.items():
                 self.curve[name].append(value)
+        if evaluate or last or t == 0:
+            self.units.look(t + 1)
 
     def state(self) -> dict[str, Any]:
         """All of the run, in tensors and plain values."""
@@ -264,7 +280,8 @@ class Training:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from a `state`, instead of `setup`, on a Training built the same way."""
         method = self.method
-        self.t, self.curve, self.scale = saved["t"], saved["curve"], saved["scale"]
+        self.t, self.curve, self.scale = saved["t"], self.curve | saved["curve"], saved["scale"]
+        self.units.seen = self.curve["active_units"]
         self.model.load(saved["model"])
         self.lasting.load(saved["lasting"], self.device)
         method.optimizer.load_state_dict(saved["optimizer"])

@@ -6,12 +6,15 @@ from dstbench.suite.recipe import Recipe
 from dstbench.tasks import models
 from dstbench.tasks.vision import VisionTask
 
+SOURCE = "ours; learning rates by the grid of docs/tuning.md"
+
 MLP = VisionTask(
     name="digits/mlp",
     model=models.mlp,
     arguments={"inputs": 64, "hidden": (100, 100), "outputs": 10},
     widths={"hidden": 1},
     recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 1e-2}),
+    source=SOURCE,
     chance=0.1,
     target=0.95,
 )
@@ -23,6 +26,7 @@ RESNET = VisionTask(
     widths={"channels": 2},
     images=300,
     recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-2}, label_smoothing=0.1),
+    source=SOURCE,
     chance=0.1,
     target=0.95,
 )
@@ -41,6 +45,7 @@ VIT = VisionTask(
     },
     widths={"embed_dim": 4},
     recipe=Recipe(steps=480, batch=50, lr={"sgd": 0.1, "adam": 3e-3}, plain_scale=0.3, optimizer="adam", warmup=0.1),
+    source=SOURCE,
     chance=0.1,
     target=0.93,
 )

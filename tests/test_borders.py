@@ -151,7 +151,7 @@ def test_a_score_that_is_none_keeps_what_was_measured(
     assert found["score"] is None and not any(found["curve"]["valid"])
 
 
-@pytest.mark.parametrize("field", [{"chance": None}, {"chance": "0.1"}, {"target": float("nan")}])
+@pytest.mark.parametrize("field", [{"chance": "0.1"}, {"target": float("nan")}])
 def test_a_task_that_cannot_be_judged_is_refused_before_it_trains(field: Any, tmp_path: Path, monkeypatch: Any) -> None:
     found = execute(scored(float, **field), tmp_path, monkeypatch)
     (name,) = field

@@ -128,7 +128,7 @@ def test_records_go_stale_with_the_source_of_what_is_wrapped(inner: Path) -> Non
     made = [
         {
             "id": {"key": key, "method": "ham", "task": "digits/mlp", "hyperparameters": given},
-            "code": {"method_source": registry.source_hash(ham, given)},
+            "code": {"method_source": sources.source_hash(ham, given)},
         }
         for key, given in (("preset", {}), ("other", {"on": "inner"}), ("alpha", {"alpha": 1.0}))
     ]
@@ -139,10 +139,10 @@ def test_records_go_stale_with_the_source_of_what_is_wrapped(inner: Path) -> Non
 
 def test_a_hash_covers_what_presets_and_values_wrap(inner: Path) -> None:
     known = registry.methods()
-    ham = {name: registry.source_hash(known[name]) for name in ("ham", "ham:static", "ham:acdc")}
+    ham = {name: sources.source_hash(known[name]) for name in ("ham", "ham:static", "ham:acdc")}
     assert len(set(ham.values())) == 3, "one class, three methods behind it"
-    assert registry.source_hash(known["ham"], {"on": "static"}) == ham["ham:static"]
-    assert registry.source_hash(known["ham"], {"on": "gone"}) not in ham.values(), "no error: the run will say so"
+    assert sources.source_hash(known["ham"], {"on": "static"}) == ham["ham:static"]
+    assert sources.source_hash(known["ham"], {"on": "gone"}) not in ham.values(), "no error: the run will say so"
 
 
 def test_a_run_records_the_hash_of_what_it_wraps(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_a_run_records_the_hash_of_what_it_wraps(tmp_path: Path) -> None:
     run = plan.Run("ham", "digits/mlp", 0.9, budget=0.02, hyperparameters={"on": "static"})
     assert execute(run.to_json(), str(tmp_path)) == "ok"
     (made,), _ = record.load(tmp_path)
-    assert made["code"]["method_source"] == registry.source_hash(known["ham:static"])
+    assert made["code"]["method_source"] == sources.source_hash(known["ham:static"])
     assert record.stale([made], sources.hashes([made])) == set()
-    made["code"]["method_source"] = registry.source_hash(known["ham"])
+    made["code"]["method_source"] = sources.source_hash(known["ham"])
     assert record.stale([made], sources.hashes([made])) == {made["id"]["key"]}
 
 

@@ -102,6 +102,16 @@ class Leaky(Good):
         return super().batches("valid" if split == "test" else split, seed, start)
 
 
+class OneSplit(Good):
+    """Judges the optimisation: every split is one batch, again and again."""
+
+    one_split = True
+
+    def batches(self, split: str, seed: int, start: int = 0) -> Iterator[Batch]:
+        whole = next(super().batches("valid", 0))
+        return cycle([whole]) if split in ("train", "calibration") else iter([whole])
+
+
 class Infinite(Good):
     def loss(self, model: Any, batch: Batch) -> Tensor:
         return super().loss(model, batch) / 0
@@ -142,6 +152,16 @@ def test_a_healthy_task_passes() -> None:
 )
 def test_each_breach_is_caught(kind: type[Good], title: str, text: str) -> None:
     assert text in conformance.CHECKS[title](kind())
+
+
+def test_a_task_of_one_split_may_repeat_its_batch_and_a_few_duplicates_are_no_leak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not any(test(OneSplit()) for test in conformance.CHECKS.values())
+    monkeypatch.setattr(conformance, "SHARED", 0.99)
+    assert "64 inputs of valid are in test too, of 64" in conformance.splits_share_no_input(Leaky())
+    monkeypatch.setattr(conformance, "SHARED", 1.0)
+    assert conformance.splits_share_no_input(Leaky()) == ""
 
 
 def test_a_task_without_layers_is_named(blobs: Blobs) -> None:

@@ -124,6 +124,15 @@ def test_what_cannot_run_on_meta_is_counted_where_it_is(net: type[nn.Module], fl
     assert trained(net, "rigl", 4).book.total > 0
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_without_statistics_takes_one_sample_and_keeps_none(affine: bool) -> None:
+    norm = nn.BatchNorm1d(4, affine=affine, track_running_stats=False)
+    net = nn.Sequential(nn.Linear(8, 4), norm, nn.ReLU(), nn.Linear(4, 2))
+    passes = measure(net, torch.zeros(3, 8))
+    assert passes.ahead == counted(net, torch.zeros(3, 8)) == 2 * (8 * 4 + 4 * 2) and passes.dense > passes.ahead
+    assert norm.running_mean is None and norm.running_var is None and norm.training
+
+
 def test_a_network_that_cannot_run_its_example_is_told_so() -> None:
     with pytest.raises(RuntimeError, match=r"counting FLOPs: .* \(RuntimeError: .*example\(\) has to be a batch"):
         SparseModel(nn.Linear(5, 4), torch.zeros(2, 6))

@@ -73,6 +73,7 @@ IDENTITY = {
     "budget": 0.5, "precision": "bf16", "kernel": "compact", "device": "cuda", "threads": 2, "allocator": "tuned",
     "data": "1" * 12,
     "task_version": 2, "method_version": 2, "wrapped_versions": {"granet": 2},
+    "definition": {"name": "mine/net", "data": "digits", "model": "mlp"},
 }  # fmt: skip
 HOW = {
     "plugins": ("a.py",), "data_root": "/d", "timeout": 3.0, "watts_per_core": 9.0,

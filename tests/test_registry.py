@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from dstbench.suite import registry
+from dstbench.suite import registry, sources
 from dstbench.suite.registry import Broken, Entry, RegistryError
 
 MINE = """
@@ -246,7 +246,7 @@ def test_source_hash_follows_the_source(tmp_path: Path) -> None:
     for number, text in enumerate((MINE, MINE, MINE.replace("0.3", "0.4"), MINE.replace("\n", "\r\n"))):
         path = tmp_path / f"copy{number}.py"
         path.write_bytes(text.encode())
-        hashes.append(registry.source_hash(registry.find("method", "my_method", [path])))
+        hashes.append(sources.source_hash(registry.find("method", "my_method", [path])))
     assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
     assert len(hashes[0]) == 12 and int(hashes[0], 16) >= 0
 
@@ -260,5 +260,5 @@ def test_source_hash_covers_bases_outside_the_engine(tmp_path: Path, monkeypatch
         (tmp_path / f"base_{number}.py").write_text(base.format(number))
         (tmp_path / f"child_{number}.py").write_text(plugin.format(number))
         entry = registry.find("method", "child", [tmp_path / f"child_{number}.py"])
-        hashes.append(registry.source_hash(entry))
+        hashes.append(sources.source_hash(entry))
     assert hashes[0] != hashes[1]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,18 @@ def test_options_reach_the_runs(plugin: Path, tmp_path: Path, fake: list[executo
     assert run.plugins == (str(plugin),) and run.allocator == "tuned"
 
 
+def test_a_dry_run_tells_the_cost_of_tasks_whose_data_is_missing(tmp_path: Path) -> None:
+    options = ["run", "--methods", "dense,rigl", "--tasks", "mnist/lenet300", "--seeds", "1", "--data-root", tmp_path]
+    result = call(*options, "--results", tmp_path / "r", "--dry-run")
+    assert result.exit_code == 0
+    assert "the data of mnist/lenet300 is missing" in result.output and "3 runs, 3 left" in result.output
+    # 5.5 million images, 3 times 2 * 266,200 FLOPs dense, a tenth and a twentieth of it sparse
+    low, high = (float(x) for x in re.search(r"FLOPs\): (\S+) to (\S+) FLOPs", result.output).groups())
+    assert 5.5e6 * 6 * 266_200 < low < high < 5.5e6 * (1 + 2 * 0.75) * 6 * 266_200
+    result = call(*options, "--results", tmp_path / "r")
+    assert result.exit_code == 2 and "no such file" in said(result)
+
+
 def test_dry_run_runs_nothing(plugin: Path, tmp_path: Path, fake: list[executors.Outcome]) -> None:
     options = ["--plugin", plugin, "--methods", "dense,static", "--tasks", "blobs", "--sparsity", "0.5", "--seeds", "0"]
     result = call(*options, "--results", tmp_path / "r", "--dry-run")
@@ -251,9 +264,9 @@ def test_the_catalogue_is_printed(monkeypatch: pytest.MonkeyPatch, plugin: Path)
 
     monkeypatch.setattr(catalogue, "markdown", lambda plugins: f"# Methods of {plugins}")
     assert call("list", "methods", "--markdown", "--plugin", plugin).output == f"# Methods of {[str(plugin)]}\n"
-    for wrong in (["list", "tasks", "--markdown"], ["list", "methods", "--markdown", "--json"]):
+    for wrong in (["list", "plans", "--markdown"], ["list", "methods", "--markdown", "--json"]):
         result = call(*wrong)
-        assert result.exit_code == 2 and "it goes with `list methods` alone" in said(result)
+        assert result.exit_code == 2 and "it goes with `list methods` and `list tasks` alone" in said(result)
 
 
 def test_new_writes_a_plugin_that_is_listed(tmp_path: Path) -> None:

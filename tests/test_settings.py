@@ -138,7 +138,7 @@ class Point:
         return type(registry.method("dense"))
 
 
-@pytest.mark.parametrize("find", [registry.find, lambda kind, name: registry.source_hash(registry.find(kind, name))])
+@pytest.mark.parametrize("find", [registry.find, lambda kind, name: sources.source_hash(registry.find(kind, name))])
 def test_an_installed_method_is_loaded_for_its_own_name_alone(find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {name: Point(name) for name in ("theirs", "others")}
     monkeypatch.setattr(

@@ -12,8 +12,8 @@ def test_hashes_of_what_can_be_loaded(tmp_path: Path) -> None:
     records = ({"id": {"method": method, "task": task}} for method, task in names)
     found = sources.hashes(records, [tmp_path / "b.py"])
     assert found == {
-        "method": {"dense": registry.source_hash(registry.methods()["dense"])},
-        "task": {n: registry.source_hash(registry.tasks()[n]) for n in ("digits/mlp", "digits/vit")},
+        "method": {"dense": sources.source_hash(registry.methods()["dense"])},
+        "task": {n: sources.source_hash(registry.tasks()[n]) for n in ("digits/mlp", "digits/vit")},
     }
 
 

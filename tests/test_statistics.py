@@ -93,8 +93,13 @@ def test_equal_cells_pool_their_degrees_of_freedom(sample, cells):
 def test_retention_of_either_direction():
     assert retention(0.5, 0.1, 0.9) == pytest.approx(0.5)
     assert retention(0.1, 0.1, 0.9) == 0 and retention(0.9, 0.1, 0.9) == 1
-    assert retention(60.0, 100.0, 20.0) == pytest.approx(0.5)
+    assert retention(60.0, 100.0, 20.0, higher=False) == pytest.approx(0.5)
     assert math.isnan(retention(0.5, 0.1, 0.1)) and math.isnan(retention(0.5, 0.1, math.nan))
+
+
+def test_nothing_is_retained_of_a_dense_run_that_gained_nothing():
+    assert math.isnan(retention(4.0, 4.17, 5.0, higher=False)) and math.isnan(retention(0.2, 0.1, 0.05))
+    assert math.isnan(retention(0.2, 0.1, 0.1)) and retention(4.0, 4.17, 3.83, higher=False) == pytest.approx(0.5)
 
 
 def test_paired_difference_of_one_cell_is_the_paired_t_test():
@@ -202,6 +207,10 @@ def test_stars_are_forbidden_below_six_seeds():
         assert stars_allowed(pairs) == (pairs >= 6)
     assert star([0.1] * 5) == "" and star([0.1] * 6) == "*" and star([-0.1] * 6) == "*"
     assert star([0.1] * 5 + [-0.1]) == "" and star([0.1] * 5 + [0.0]) == "" and star([]) == ""
+
+
+def test_what_is_not_known_earns_no_star():
+    assert star([math.nan] * 6) == "" and star([0.1] * 6) == star([0.1] * 6 + [math.nan]) == "*"
 
 
 def test_bonferroni():

@@ -1,25 +1,38 @@
 """The tasks that ship: the registry's strings, sizes, costs beside ptflops, and that they learn."""
 
+import hashlib
 import importlib
+import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dstbench.suite import catalogue, registry, sizes
 from dstbench.suite.meters.crosscheck import ptflops_macs
 from dstbench.suite.method import Method
 from dstbench.suite.model import SparseModel
 from dstbench.suite.task import DataError
 from dstbench.suite.train import Training
+from dstbench.suite.values import plain
 from dstbench.tasks import TASKS
 from dstbench.tasks import data as sets
-from dstbench.tasks.vision import VisionTask
+from dstbench.tasks.facts import published
 
+SLOW = pytest.mark.slow
+PINNED = Path(__file__).with_name("tasks.json")
 NAMES = [entry.name for entry in TASKS]
+SHAPES = {  # of data sets: images, and classes
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "tiny_imagenet": ((3, 64, 64), 200),
+}
 DIGITS = [name for name in NAMES if name.startswith("digits/")]
 # Parameters, maskable weights, forward multiply-adds; the ResNet-18 is the published CIFAR-10 net of 0.56 GMACs.
 SIZES = {
@@ -39,13 +52,14 @@ def load(name):
 
 @pytest.fixture
 def tasks(monkeypatch):
-    """name -> task; CIFAR-10 tasks see 300 random images."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (300, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    splits = dict(zip(("train", "valid", "test"), torch.arange(300).split([200, 40, 60]), strict=True))
-    labels = torch.randint(10, (300,), generator=rng)
-    found = sets.Images(images, labels, splits, *sets.statistics(images, splits["train"]), "0" * 12)
-    monkeypatch.setitem(sets.LOADERS, "cifar10", lambda root, download: found)
+    """name -> task; those of images in memory see 300 random ones of the shape of their data set."""
+    for data, (shape, classes) in SHAPES.items():
+        rng = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (300, *shape), generator=rng, dtype=torch.uint8)
+        splits = dict(zip(("train", "valid", "test"), torch.arange(300).split([200, 40, 60]), strict=True))
+        labels = torch.randint(classes, (300,), generator=rng)
+        found = sets.Images(images, labels, splits, *sets.statistics(images, splits["train"]), "0" * 12)
+        monkeypatch.setitem(sets.LOADERS, data, lambda root, download, found=found: found)
     sets._load.cache_clear()
     yield {name: load(name) for name in NAMES}
     sets._load.cache_clear()
@@ -59,12 +73,43 @@ def test_listing_imports_no_torch():
 @pytest.mark.parametrize("name", NAMES)
 def test_entries_and_tasks_agree(name):
     task, entry = load(name), next(entry for entry in TASKS if entry.name == name)
-    assert isinstance(task, VisionTask) and (task.name, task.version) == (entry.name, entry.version)
-    assert entry.family == name.split("/")[0] and task.chance == 0.1 and 0.1 < task.target < 1
+    assert (task.name, task.version) == (entry.name, entry.version) and entry.family == name.split("/")[0]
+    assert task.target is None or (task.target - task.chance) * (1 if task.higher_is_better else -1) > 0
+    assert task.source
     assert set(task.recipe.lr) == set(task.recipe.weight_decay) == {"sgd", "adam"}
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_the_docs_is_renewed_and_counts_are_the_published_ones(name):
+    entry = next(entry for entry in TASKS if entry.name == name)
+    row = sizes.row(entry)
+    text = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    assert catalogue.task_line(name, row) in text, "renew its tables: dstbench list tasks --markdown"
+    for count in ("parameters", "multiply_adds"):
+        if theirs := published().get((name, count)):  # rounded, or with norms, or without positions
+            assert row[count] / 1e6 == pytest.approx(theirs.millions, rel=0.015)
+
+
+def pinned(name):
+    """The version of a task, and a digest of what its runs depend on beside it."""
+    task = load(name)
+    kept = {key: value for key, value in task.describe().items() if key not in ("source", "version", "target", "dense")}
+    text = json.dumps([plain(kept), list(task.dense), plain(asdict(task.recipe))], sort_keys=True)
+    return [task.version, hashlib.sha256(text.encode()).hexdigest()[:12]]
+
+
+def test_no_task_changes_under_its_version():
+    """Records of before would be taken for records of now. Renew: python tests/test_tasks.py > tests/tasks.json"""
+    assert json.loads(PINNED.read_text()) == {name: pinned(name) for name in NAMES}, "raise `version` of what changed"
+
+
+def test_published_counts_are_of_tasks_that_there_are():
+    assert {name for name, _ in published()} <= {*NAMES} and len(published()) >= 29
+    assert {count for _, count in published()} == {"parameters", "multiply_adds"}
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_sizes(tasks, name):
     task, (parameters, maskable, macs) = tasks[name], SIZES[name]
     net = task.build(0)
@@ -75,7 +120,7 @@ def test_sizes(tasks, name):
     assert sum(passes.forward.values()) + passes.rest_forward == 2 * macs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIZES)
 def test_forward_flops_agree_with_ptflops(tasks, name):
     assert ptflops_macs(tasks[name].build(0), tasks[name].example()) == pytest.approx(SIZES[name][2], rel=0.03)
 
@@ -86,7 +131,7 @@ def test_vit_flops_by_hand():
     assert 4 * 16 * 48 + 2 * block + 48 * 10 == SIZES["digits/vit"][2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIZES)
 def test_only_named_layers_are_dense(tasks, name):
     task = tasks[name]
     net = task.build(0)
@@ -95,7 +140,7 @@ def test_only_named_layers_are_dense(tasks, name):
     assert weights - layers == set(task.dense)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIZES)
 def test_first_batch_gives_a_finite_loss_near_chance(tasks, name):
     task = tasks[name]
     inputs, targets = next(task.batches("train", 0))
@@ -103,6 +148,28 @@ def test_first_batch_gives_a_finite_loss_near_chance(tasks, name):
     with torch.no_grad():
         loss = task.loss(task.build(0).train(), (inputs[:16], targets[:16]))
     assert 0.3 * math.log(10) < float(loss) < 3 * math.log(10)
+
+
+LARGE = ("wrn28_10", "resnet50", "resnet18", "set_mlp")
+IMAGES = [name for name in NAMES if name.split("/")[0] in SHAPES and not name.endswith("autoencoder")]
+SMALL = [name for name in IMAGES if name.split("/")[1] not in LARGE]
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize(
+    "name", [SMALL[0], *(pytest.param(n, marks=SLOW) for n in IMAGES if n not in SMALL), *SMALL[1:]]
+)
+def test_every_task_of_images_does_a_step_and_an_evaluation(tasks, name):
+    """The classes that the network tells apart are those of the data, and every weight but those named is a Layer."""
+    task = replace(tasks[name], recipe=replace(tasks[name].recipe, steps=1, batch=2, accumulate=1), images=4)
+    training = Training(task, registry.method("set", sparsity=0.9))
+    shape, classes = SHAPES[task.data]
+    assert task.example().shape[1:] == shape and training.model(task.example()).shape == (2, classes)
+    training.setup()
+    training.run()
+    assert training.t == 1 and 0 <= training.evaluate("valid") <= 1 and training.model.density < 0.2
+    left = {*training.model.left_dense} - {f"{name}.weight" for name in task.dense}
+    assert not left & {f"{n}.weight" for n, m in training.model.net.named_modules() if isinstance(m, torch.nn.Conv2d)}
 
 
 def test_digits_resnet_sees_300_images():
@@ -138,3 +205,8 @@ def test_dense_accuracy(name, least, kind):
         training.run()
         scores.append(training.evaluate("test"))
     assert sum(scores) / 3 >= least
+
+
+if __name__ == "__main__":
+    lines = [f"  {json.dumps(name)}: {json.dumps(pinned(name))}" for name in NAMES]
+    print("{", ",\n".join(lines), "}", sep="\n")

@@ -22,12 +22,20 @@ def test_both_kinds_have_the_same_number_of_trials():
 
 def test_the_best_mean_is_chosen_and_the_smaller_rate_among_equals():
     scores = {0.01: (0.8, 0.9), 0.03: (0.9, 0.9), 0.1: (0.95, 0.85), 0.3: (math.nan, 1.0)}
-    done = [(Trial("t", "sgd", lr, seed), s) for lr, pair in scores.items() for seed, s in enumerate(pair)]
-    found = list(rows([*done, (Trial("t", "adam", 1.0, 0), 0.2)]))
+    done = [(Trial("digits/mlp", "sgd", lr, seed), s) for lr, pair in scores.items() for seed, s in enumerate(pair)]
+    found = list(rows([*done, (Trial("digits/mlp", "adam", 1.0, 0), 0.2)]))
     assert [row.lr for row in found if row.best] == [0.03, 1.0]
     assert found[3].mean == 0.5  # the diverged trial counts nothing
-    assert "| t | sgd | 0.3 | 50.00 | diverged, 100.0 |" in table(found)
+    assert "| digits/mlp | sgd | 0.3 | 50.00 | diverged, 100.0 |" in table(found)
     assert table(found).count("chosen") == 2
+
+
+def test_where_lower_is_better_the_least_is_chosen_and_shown_as_it_is():
+    scores = {0.01: 2.5, 0.03: 1.9, 0.1: 1.9, 0.3: math.nan}
+    found = list(rows((Trial("text/gpt_tiny", "adam", lr, 0), score) for lr, score in scores.items()))
+    assert [row.lr for row in found if row.best] == [0.03]
+    assert "| text/gpt_tiny | adam | 0.03 | 1.9000 | 1.900 | chosen |" in table(found)
+    assert "| text/gpt_tiny | adam | 0.3 | inf | diverged |  |" in table(found)
 
 
 def test_a_trial_trains_with_the_rate_it_is_given():

@@ -13,7 +13,9 @@ from torch import nn
 from dstbench.suite.recipe import Recipe
 from dstbench.suite.task import SPLITS
 from dstbench.tasks import data as sets
-from dstbench.tasks.vision import VisionTask, crop_flip, generator
+from dstbench.tasks.augment import crop_flip
+from dstbench.tasks.seeded import generator
+from dstbench.tasks.vision import VisionTask
 
 
 def linear(width: int = 3 * 8 * 8) -> nn.Module:
@@ -125,7 +127,7 @@ def test_fewer_training_images_are_the_same_for_every_seed(task, coloured):
 def test_bad_split_and_too_large_batch_are_errors(task):
     with pytest.raises(ValueError, match="unknown split 'dev'; choose one of train, calibration, valid, test"):
         task.batches("dev", 0)
-    with pytest.raises(ValueError, match=r"test/coloured: recipe.batch 16 is larger than the 9 training images"):
+    with pytest.raises(ValueError, match=r"test/coloured: recipe.batch 16 is larger than the 9 training samples"):
         next(replace(task, images=9).batches("train", 0))
 
 
@@ -216,3 +218,86 @@ def test_example_describe_and_fingerprint(task, coloured):
     assert said["model"].endswith(":linear") and said["pad"] == 2 and said["name"] == "test/coloured"
     assert replace(task, model="resnet18").describe()["model"] == "resnet18"
     assert set(SPLITS) == {"train", "calibration", "valid", "test"}
+
+
+# ---- mixing, operations, second metric, devices --------------------------------------------------------------------
+
+
+FULL = {"randaugment": (2, 9), "mixup": 0.4, "cutmix": 1.0, "cutout": 3}
+
+
+def test_every_augmentation_is_a_function_of_seed_and_step(task, coloured):
+    full = replace(task, **FULL)
+    found = take(full, "train", 7, 9)
+    assert same(found[4:], take(full, "train", 7, 5, 4)) and not same(found, take(full, "train", 8, 9))
+    assert all(y.shape == (16, 10) and torch.allclose(y.sum(1), torch.ones(16)) for _, y in found)
+    assert all(y.dim() == 1 for _, y in [*full.batches("valid", 0), *take(full, "calibration", 7, 2)])
+    assert same(take(full, "calibration", 7, 3), take(task, "calibration", 7, 3))
+
+
+def test_soft_targets_go_through_the_loss_of_every_task(task, coloured):
+    smooth = replace(task, mixup=0.4, recipe=replace(task.recipe, label_smoothing=0.1))
+    x, y = take(smooth, "train", 0, 1)[0]
+    net = task.build(0)
+    log = net(x).log_softmax(-1).detach().numpy()
+    expected = -((0.9 * y.numpy() + 0.01) * log).sum(1).mean()
+    assert float(smooth.loss(net, (x, y)).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_task_with_mixing_trains(task, coloured):
+    from dstbench.suite.method import Method
+    from dstbench.suite.train import Training
+
+    training = Training(replace(task, **FULL), Method(sparsity=0.0))
+    training.run(until=3)
+    assert np.isfinite(training.curve["loss"]).all()
+
+
+def test_top5_is_a_second_metric_where_asked(task, coloured):
+    net, device = task.build(0).eval(), torch.device("cpu")
+    assert task.further(net, "test", device) == {}
+    found = replace(task, top5=True).further(net, "test", device) | {"accuracy": task.evaluate(net, "test", device)}
+    index = coloured.splits["test"]
+    ranks = net(coloured.scaled(coloured.images[index])).detach().argsort(-1, descending=True).numpy()
+    labels = coloured.labels[index].numpy()
+    assert found["top5"] == pytest.approx((ranks[:, :5] == labels[:, None]).any(1).mean())
+    assert found["accuracy"] == pytest.approx((ranks[:, 0] == labels).mean())
+    assert task.evaluate(net, "test", device) == found["accuracy"]
+
+
+def test_a_task_on_its_device_gives_the_same_batches(task, coloured):
+    full = replace(task, **FULL)
+    assert full.on(torch.device("meta"))._data().images.is_meta and not full._data().images.is_meta
+    assert same(take(full.on(torch.device("cpu")), "train", 0, 3), take(full, "train", 0, 3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_images_live_on_the_gpu_and_are_augmented_there(task, coloured):
+    full = replace(task, **FULL)
+    there, here = take(full.on(torch.device("cuda", 0)), "train", 0, 3), take(full, "train", 0, 3)
+    for (x, y), (a, b) in zip(there, here, strict=True):
+        assert x.is_cuda and y.is_cuda
+        torch.testing.assert_close((x.cpu(), y.cpu()), (a, b), atol=0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"mixing": 1.5}, "mixing is 1.5; give a share"),
+        ({"mixup": -1.0}, "mixup is -1.0; give an α"),
+        ({"randaugment": (2, 31)}, r"randaugment is \(2, 31\); give \(operations, magnitude of 0 to 30\)"),
+    ],
+)
+def test_wrong_fields_are_refused(task, fields, text):
+    with pytest.raises(ValueError, match=f"test/coloured: {text}"):
+        replace(task, **fields)
+
+
+def test_operations_on_floating_images_are_refused_before_training(task):
+    with pytest.raises(ValueError, match="randaugment needs 8-bit images; those of 'digits' are floating ones"):
+        replace(task, data="digits", randaugment=(1, 5)).prepare()
+
+
+def test_what_a_task_has_not_is_left_out_of_its_description(task):
+    assert {"mixup", "cutmix", "cutout", "randaugment", "top5", "mixing"}.isdisjoint(task.describe())
+    assert FULL.items() <= replace(task, **FULL).describe().items()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dstbench.suite.meters.operations import tensors
@@ -125,6 +126,25 @@ class OutOfReach(TorchDispatchMode):
             if tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.storages:
                 raise RuntimeError(f"{func} reads a tensor of the network by a reference that no copy follows")
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def norms_of_one(net: nn.Module) -> Iterator[None]:
+    """Batch norm as in evaluation, with statistics for the while where it keeps none: of one sample there are none."""
+    lent = []
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            if module.running_mean is None and module.running_var is None:
+                like = module.weight if module.weight is not None else next(net.parameters(), torch.zeros(()))
+                module.running_mean = like.new_zeros(module.num_features)
+                module.running_var = like.new_ones(module.num_features)
+                lent.append(module)
+    try:
+        yield
+    finally:
+        for module in lent:
+            module.running_mean = module.running_var = None
 
 
 @contextmanager

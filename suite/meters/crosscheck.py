@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dstbench.suite.meters.copies import stand_in, undisturbed
+from dstbench.suite.meters.copies import norms_of_one, stand_in, undisturbed
 from dstbench.suite.meters.flops import measure
 from dstbench.suite.task import Task
 
@@ -104,7 +104,7 @@ def counted(net: nn.Module, example: Any) -> int:
     for copied in (True, False):
         one = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[:1].detach().clone(), example)
         with contextlib.suppress(*[Exception] * copied), undisturbed(), torch.no_grad():
-            with stand_in(net, copied=copied) as stand, Shapes() as shapes:
+            with stand_in(net, copied=copied) as stand, norms_of_one(stand), Shapes() as shapes:
                 stand.eval()(one)
             break
     return round(shapes.total)

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dstbench.suite.meters.copies import stand_in, undisturbed
+from dstbench.suite.meters.copies import norms_of_one, stand_in, undisturbed
 from dstbench.suite.meters.flopmeter import FlopMeter as FlopMeter
 from dstbench.suite.weights import not_in_backward, uses, weights_of
 
@@ -138,15 +137,12 @@ def _pass(net: nn.Module, one: Any, known: Container[str] | None = None) -> Pass
     That one runs backward only where it reads other parameters than those.
     """
     net.train(known is None)
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
     parameters = dict(net.named_parameters())
     names = {p: n for n, p in parameters.items()}
     layers = {names[m._parameters[a]] for m in net.modules() for a in weights_of(m)}  # type: ignore[index]
     ahead, calls, learned = FlopMeter(parameters, layers), Counter[str](), Counter[str]()
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        with _watched(net, names, ahead.inside, calls, learned), ahead:
+        with _watched(net, names, ahead.inside, calls, learned), norms_of_one(net), ahead:
             out = net(one)
         leaves = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         back = FlopMeter({n: parameters[n] for n in ahead.read}, layers)
