@@ -9,6 +9,7 @@ import math
 import numbers
 import typing
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from dstbench.suite.words import printable, shown, wanted
@@ -21,6 +22,7 @@ SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 
 LARGEST = 2**63 - 1  # of a whole number
+DEEPEST = 20  # levels of a value in a text, as of a plan
 
 
 def check(name: str, owner: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -91,10 +93,12 @@ def _unsigned(value: Any) -> Any:
 
 
 def read(text: str) -> Any:
-    """A string as YAML reads it, or itself where YAML cannot."""
+    """A string as YAML reads it, or itself where YAML cannot, or where it nests deeper than any value does."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > DEEPEST:  # which takes YAML many seconds
+        return text
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
     except (YAMLError, ValueError, RecursionError):  # a date or a number that cannot be; a thousand brackets

@@ -27,6 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @glibc
+@pytest.mark.slow
 def test_large_tensors_fault_their_pages_in_once() -> None:
     found = {}
     for first in ("pass", "assert allocator.tune() and allocator.tune()"):

@@ -67,6 +67,7 @@ def test_other_methods_are_measured_under_the_same_kernel(capsys) -> None:
     assert "unknown method 'statik'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_are_set_and_left_out_where_they_cannot_run(capsys, monkeypatch) -> None:
     pytest.importorskip("torch_pruning")
     found = steps.settings(["depgraph.at=0", "rigl:itop.alpha=0.5", "depgraph.stop=0.1"])

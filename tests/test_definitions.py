@@ -291,6 +291,7 @@ def test_a_task_of_a_file_is_checked(target: str, file: Path) -> None:
     assert result.exit_code == 0 and "mine/small: 9 of 9 ok" in result.output, result.output
 
 
+@pytest.mark.slow
 def test_what_is_listed_as_json_is_counted(file: Path) -> None:
     result = CliRunner().invoke(cli.app, ["list", "tasks", "--json", "--task-file", str(file)])
     rows = {row["name"]: row for row in json.loads(result.output)}

@@ -155,7 +155,7 @@ IMAGES = [name for name in NAMES if name.split("/")[0] in SHAPES and not name.en
 SMALL = [name for name in IMAGES if name.split("/")[1] not in LARGE]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "name", [SMALL[0], *(pytest.param(n, marks=SLOW) for n in IMAGES if n not in SMALL), *SMALL[1:]]
 )
