@@ -40,7 +40,8 @@ def kept(log: Path, title: str) -> Iterator[None]:
             os.dup2(file.fileno(), descriptor)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # a process that is killed flushes nothing
+            # A process that is killed flushes nothing; what no encoding holds is no reason to fail.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     with suppress(OSError, RuntimeError):
         faulthandler.enable(2)
     try:

@@ -13,8 +13,10 @@ import pytest
 
 from dstbench.reports import ledger, page
 from dstbench.reports import load as reports
-from dstbench.suite import estimate, listing, record
+from dstbench.suite import estimate, listing, progress, record
+from dstbench.suite.executors import Outcome
 from dstbench.suite.plan import Run, key_of
+from dstbench.suite.run import execute
 from dstbench.suite.words import printable, told
 from records import make
 
@@ -271,6 +273,42 @@ def test_any_words_on_what_is_left_dense_can_be_shown(odd: Any) -> None:
     (row,) = ledger.networks(reports.frame(found), found).rows
     assert row[2].text == ("a: None; : {'b': [1]}; c: 3; and 1 more" if odd else "–")
     assert ledger.networks(reports.frame(found[1:]), found[1:]).rows == []
+
+
+ERRORS = """
+import os
+from dstbench.suite.method import Method
+from dstbench.suite.registry import register
+class Mute(Exception):
+    def __str__(self): raise ValueError("no text")
+@register
+class Raises(Method):
+    how: str = ""
+    def begin(self, t):
+        if self.how == "mute": raise Mute
+        texts = {"name": os.fsdecode(b"scores-\\xff.txt"), "long": "z" * 10**7, "odd": "\\x00\\ud800\\r"}
+        raise ValueError(texts[self.how])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("name", "ValueError: scores-\\udcff.txt"), ("odd", "ValueError: \\x00\\ud800\\r"), ("long", "ValueError: zzz"),
+     ("mute", "Mute: (its text cannot be had: ValueError)")],
+)  # fmt: skip
+def test_whatever_a_plugin_raises_becomes_a_record_that_every_command_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, why: str
+) -> None:
+    (tmp_path / "raises.py").write_text(ERRORS)
+    run = Run("raises", "digits/mlp", 0.9, plugins=(str(tmp_path / "raises.py"),), hyperparameters={"how": how})
+    assert execute(run.to_json(), str(tmp_path)) == "error"
+    (path,) = record.paths(tmp_path, run.key)
+    assert path.stat().st_size < 50_000 and record.read(path)["status"]["reason"].startswith(why)
+    capsys.readouterr()
+    progress.Lines(1).show(Outcome(run, "error", 1.0), progress.score(tmp_path, Outcome(run, "error", 1.0)))
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and len(line.encode()) < 500
+    assert why[:12] in line
 
 
 def test_reasons_and_tracebacks_are_bounded(tmp_path: Path) -> None:
