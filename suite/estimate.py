@@ -44,11 +44,10 @@ def total_flops(runs: Sequence[Run]) -> tuple[float, float]:
     """The sum of `training_flops`."""
     cache: dict[tuple[Any, ...], tuple[float, float]] = {}
     for run in runs:
-        kind = _kind(run)
-        if kind not in cache:
-            cache[kind] = training_flops(run)
-    totals = [cache[_kind(run)] for run in runs]
-    return sum(low for low, _ in totals), sum(high for _, high in totals)
+        if _kind(run) not in cache:
+            cache[_kind(run)] = training_flops(run)
+    found = [cache[_kind(run)] for run in runs]
+    return sum(low for low, _ in found), sum(high for _, high in found)
 
 
 def expected_seconds(runs: Sequence[Run], records: Iterable[Mapping[str, Any]], jobs: int) -> float | None:
@@ -85,11 +84,15 @@ def expected_span(
             speeds.setdefault(record["id"]["device"], []).append(dense / wall)
     low = high = 0.0
     how = set()
-    for (_, device, _), part in _parts(runs).items():
+    parts: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        parts.setdefault(_task_of(run.identity()), []).append(run)
+    for part in parts.values():
+        device = part[0].identity()["device"]
         if (seconds := expected_seconds(part, found, 1)) is not None:
             low, high, source = low + seconds, high + seconds, "earlier runs of the same tasks"
         else:
-            dense, known = sum(dense_flops(part)), speeds.get(device)
+            dense, known = dense_flops(part), speeds.get(device)
             slow, fast = (min(known), max(known)) if known else ASSUMED.get(device, (0.0, 0.0))
             if not slow:
                 return None
@@ -105,14 +108,9 @@ def _task_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(identity.get(key)) for key in ("task", "task_version", "device", "recipe", "definition"))
 
 
-def dense_flops(runs: Sequence[Run]) -> list[float]:
-    """FLOPs of the same samples trained dense, a run each."""
-    cache: dict[tuple[Any, ...], float] = {}
-    dense = [replace(run, sparsity=None) for run in runs]
-    for run in dense:
-        if _kind(run) not in cache:
-            cache[_kind(run)] = training_flops(run)[0]
-    return [cache[_kind(run)] for run in dense]
+def dense_flops(runs: Sequence[Run]) -> float:
+    """FLOPs of the same samples trained dense, of all runs."""
+    return total_flops([replace(run, sparsity=None) for run in runs])[0]
 
 
 def describe(runs: Sequence[Run], left: Sequence[Run], records: Iterable[Mapping[str, Any]], jobs: int) -> str:
@@ -138,14 +136,6 @@ def told(low: float, high: float, how: str) -> str:
     unit, name = (3600, "hours") if high < 48 * 3600 else (24 * 3600, "days")
     size = f"{low / unit:.2g}" if same else f"{low / unit:.2g} to {high / unit:.2g}"
     return f"{shown} ({size} {name}; {how})"
-
-
-def _parts(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
-    """The runs by task, device and recipe."""
-    found: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        found.setdefault((run.task, run.device.split(":")[0], str(run.recipe)), []).append(run)
-    return found
 
 
 def clock(seconds: float) -> str:

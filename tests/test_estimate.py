@@ -58,7 +58,7 @@ def test_the_description_says_what_is_estimated() -> None:
 
 def test_time_without_records_of_the_task_comes_from_those_of_the_device_or_is_assumed() -> None:
     runs = [Run("dense", "digits/mlp"), Run("rigl", "digits/mlp", 0.9)]
-    dense = sum(estimate.dense_flops(runs))
+    dense = estimate.dense_flops(runs)
     assert dense == 2 * 6 * sum(SIZES) * STEPS * BATCH  # masked kernels compute all of it
     low, high, how = estimate.expected_span(runs, [], 2) or (0, 0, "")
     slow, fast = estimate.ASSUMED["cpu"]

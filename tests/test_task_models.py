@@ -1,4 +1,4 @@
-"""Networks by name: counts beside the published ones, shapes, gradients at the start, and what they refuse."""
+"""Networks by name: counts, shapes, gradients at the start, and what they refuse."""
 
 from __future__ import annotations
 
@@ -25,70 +25,44 @@ GREY, RGB, LARGE = (1, 28, 28), (3, 32, 32), (3, 224, 224)
 
 
 class Row(NamedTuple):
-    """A network, and what is said of it: millions of parameters and of multiply-adds, None where nothing is."""
+    """A network and its counts; `published`, in millions, where no task has it: else see published_counts.csv."""
 
     model: str
     shape: tuple[int, ...]
     parameters: int
     macs: int
-    published: tuple[float | None, float | None]
-    source: str
     arguments: Mapping[str, Any] = MappingProxyType({})
+    published: tuple[float, float] | None = None
 
 
 GPU = {"block": 256, "width": 384, "depth": 6, "heads": 6}
 IMAGENET = {"img_size": 224, "patch_size": 16, "num_classes": 1000}
 TABLE = [
-    Row("lenet300", GREY, 266_610, 266_200, (0.26661, None), "Thytu/The-Lottery-Ticket-Hypothesis, README"),
-    Row("lenet5", GREY, 431_080, 2_293_000, (0.431, 2.3), "Sze et al. 2017, arXiv 1703.09039, table 2"),
-    Row("mlp2022", GREY, 173_890, 173_600, (None, None), "by hand: 784*200 + 200*80 + 80*10"),
-    Row("mlp1024", RGB, 3_676_682, 3_675_136, (None, None), "by hand: 3072*1024 + 1024*512 + 512*10"),
-    Row("set_mlp", RGB, 20_373_010, 20_328_000, (None, None), "by hand: 3072*4000 + 4000*1000 + 1000*4000 + 4000*10"),
-    Row("autoencoder2022", GREY, 3_692_640, 3_687_936, (None, None), "by hand: six matrices of 784*784"),
-    Row("cnn2022", GREY, 236_618, 7_607_552, (None, None), "by hand, from BregmanLearning's widths"),
-    Row("resnet20", RGB, 269_722, 40_551_040, (0.27, 40.551), "akamaster/pytorch_resnet_cifar10; IntelLabs/distiller"),
-    Row("resnet32", RGB, 464_154, 68_862_592, (0.46, None), "akamaster/pytorch_resnet_cifar10, README"),
-    Row("resnet56", RGB, 853_018, 125_485_696, (0.85, 125.49), "lmbxmu/HRankPlus, README"),
-    Row(
-        "resnet32",
-        RGB,
-        1_860_522,
-        275_612_928,
-        (None, None),
-        "by hand; MEST's code, boone891214/MEST, has its widths",
-        {"width": 32, "shortcut": "B"},
-    ),
-    Row("resnet18_small", RGB, 11_173_962, 555_422_720, (11.17, 560), "mmpretrain, configs/resnet/README.md"),
-    Row("resnet50_small", RGB, 23_520_842, 1_297_829_888, (23.52, 1300), "mmpretrain; da2so/DA2Lite, model_zoo"),
-    Row("vgg16", RGB, 14_724_042, 313_201_664, (14.724042, 310), "jvlmdr/flax-cifar; da2so/DA2Lite, model_zoo"),
-    Row("vgg19", RGB, 20_035_018, 398_136_320, (20.04, 400), "Eric-mingjie/network-slimming; da2so/DA2Lite"),
-    Row("wrn16_4", RGB, 2_748_890, 392_612_352, (None, None), "by hand"),
-    Row("wrn22_2", RGB, 1_079_642, 157_730_048, (None, 157.5), "arXiv 2103.15767, table 2: 3.15e8 FLOPs"),
-    Row("wrn28_10", RGB, 36_479_194, 5_243_328_768, (36.5, 5247), "arXiv 1605.07146, table 4; osmr/imgclsmob"),
-    Row("resnet9", RGB, 6_573_120, 379_261_952, (6.57312, 379.27), "anantgupta129/ERA-V1, session10"),
-    Row("vit_small_images", RGB, 5_362_762, 365_107_584, (None, None), "12 blocks of 12*192^2, 65 tokens, by hand"),
-    Row(
-        "vit_small_images",
-        LARGE,
-        5_717_416,
-        1_253_683_200,
-        (5.717416, 1258.2),
-        "mmpretrain, configs/deit/metafile.yml: DeiT-Ti, layer norm counted",
-        IMAGENET,
-    ),
-    Row("mixer", RGB, 1_132_170, 75_891_968, (None, None), "8 blocks of 2*64*64 and 2*128*512, by hand"),
-    Row(
-        "mixer",
-        LARGE,
-        18_528_264,
-        3_776_958_464,
-        (18.53, 3790),
-        "timm's mixer_s16_224, results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv",
-        IMAGENET | {"embed_dim": 512},
-    ),
-    Row("gpt", (64,), 804_096, 55_058_432, (0.80, None), "stanford-cs149/cs149gpt, README"),
-    Row("gpt", (256,), 10_745_088, 3_026_288_640, (10.65, None), "karpathy/nanoGPT, issue 579", GPU),
-    Row("transformer_classifier", (64,), 105_866, 7_340_672, (None, None), "2 blocks of 12*64^2, by hand"),
+    Row("lenet300", GREY, 266_610, 266_200),
+    Row("lenet5", GREY, 431_080, 2_293_000),
+    Row("mlp2022", GREY, 173_890, 784 * 200 + 200 * 80 + 80 * 10),
+    Row("mlp1024", RGB, 3_676_682, 3072 * 1024 + 1024 * 512 + 512 * 10),
+    Row("set_mlp", RGB, 20_373_010, 3072 * 4000 + 4000 * 1000 + 1000 * 4000 + 4000 * 10),
+    Row("autoencoder2022", GREY, 3_692_640, 6 * 784 * 784),
+    Row("cnn2022", GREY, 236_618, 7_607_552),
+    Row("resnet20", RGB, 269_722, 40_551_040),
+    Row("resnet32", RGB, 464_154, 68_862_592),
+    Row("resnet56", RGB, 853_018, 125_485_696),
+    Row("resnet32", RGB, 1_860_522, 275_612_928, {"width": 32, "shortcut": "B"}),
+    Row("resnet18_small", RGB, 11_173_962, 555_422_720),
+    Row("resnet50_small", RGB, 23_520_842, 1_297_829_888),
+    Row("vgg16", RGB, 14_724_042, 313_201_664),
+    Row("vgg19", RGB, 20_035_018, 398_136_320),
+    Row("wrn16_4", RGB, 2_748_890, 392_612_352),
+    Row("wrn22_2", RGB, 1_079_642, 157_730_048),
+    Row("wrn28_10", RGB, 36_479_194, 5_243_328_768),
+    Row("resnet9", RGB, 6_573_120, 379_261_952, published=(6.57312, 379.27)),  # anantgupta129/ERA-V1, session10
+    Row("mixer", RGB, 1_132_170, 75_891_968),
+    # timm's mixer_s16_224: its results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv
+    Row("mixer", LARGE, 18_528_264, 3_776_958_464, IMAGENET | {"embed_dim": 512}, (18.53, 3790)),
+    Row("gpt", (64,), 804_096, 55_058_432),
+    Row("gpt", (256,), 10_745_088, 3_026_288_640, GPU),
+    Row("transformer_classifier", (64,), 105_866, 7_340_672),
 ]
 IDS = [f"{row.model}-{'x'.join(map(str, row.shape))}-{len(row.arguments)}" for row in TABLE]
 SMALL = {
@@ -112,7 +86,6 @@ SMALL = {
     "resnet20": {"width": 4},
     "resnet32": {"width": 4, "shortcut": "B"},
     "resnet56": {"width": 4},
-    "vit_small_images": {"embed_dim": 12, "depth": 2},
     "mixer": {"embed_dim": 8, "depth": 2},
     "token_mlp": {"vocab": 7, "length": 9, "hidden": (6, 5), "outputs": 5},
     "gpt": {"vocab": 7, "block": 9, "width": 8, "depth": 2},
@@ -155,13 +128,11 @@ def test_every_network_is_in_both_tables():
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)
-def test_counts_are_the_published_ones(row):
+def test_counts_are_those_of_the_table_and_the_published_ones(row):
     net, x = built(row)
     assert parameters(net) == row.parameters and counted(net, x) == 2 * row.macs
-    outside = net.positions.weight.numel() if row.model == "gpt" else 0  # nanoGPT leaves them out
-    found = ((row.parameters - outside) / 1e6, row.macs / 1e6)
-    for mine, published in zip(found, row.published, strict=True):
-        assert published is None or mine == pytest.approx(published, rel=0.02)
+    if row.published:
+        assert (row.parameters / 1e6, row.macs / 1e6) == pytest.approx(row.published, rel=0.005)
 
 
 CHEAP = [row for row in TABLE if row.model in ("lenet5", "cnn2022", "set_mlp", "vgg16", "resnet9", *SEQUENCES)]

@@ -104,6 +104,10 @@ def test_no_task_changes_under_its_version():
     assert json.loads(PINNED.read_text()) == {name: pinned(name) for name in NAMES}, "raise `version` of what changed"
 
 
+def test_the_readme_says_how_many_there_are():
+    assert f"Tasks: {len(NAMES)} by name" in (Path(__file__).parents[1] / "README.md").read_text()
+
+
 def test_published_counts_are_of_tasks_that_there_are():
     assert {name for name, _ in published()} <= {*NAMES} and len(published()) >= 29
     assert {count for _, count in published()} == {"parameters", "multiply_adds"}

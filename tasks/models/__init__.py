@@ -34,7 +34,6 @@ MODELS = {
     "wrn22_2": "wide_resnets",
     "wrn28_10": "wide_resnets",
     "resnet9": "fast",
-    "vit_small_images": "patches",
     "mixer": "patches",
     "gpt": "sequences",
     "transformer_classifier": "sequences",

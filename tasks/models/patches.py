@@ -1,38 +1,10 @@
-"""Networks on patches of small images: timm's Vision Transformer and MLP-Mixer."""
+"""timm's MLP-Mixer on patches of small images; its Vision Transformer takes such images by arguments."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from dstbench.tasks.models.perceptrons import Size
-
-
-def vit_small_images(
-    in_chans: int = 3,
-    num_classes: int = 10,
-    img_size: Size = 32,
-    patch_size: int = 4,
-    embed_dim: int = 192,
-    depth: int = 12,
-    num_heads: int = 3,
-) -> nn.Module:
-    """timm's Vision Transformer on patches of 4x4: (N, in_chans, H, W) -> (N, num_classes).
-
-    It is as wide and deep as DeiT-Ti; `embed_dim`, a multiple of `num_heads`, scales the width.
-
-    Reference: Dosovitskiy et al. 2021, arXiv 2010.11929; Touvron et al. 2021, DeiT, arXiv 2012.12877, table 1.
-    """
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-    )
 
 
 def mixer(
