@@ -1,16 +1,18 @@
 """One small member of each of timm's families, untrained: what of it can be sparse, and whether it trains a step.
 
-`python -m benchmarks.families` writes docs/timm-families.md; names of families (`resnet vit_sam`) print those alone.
+`python -m benchmarks.families` writes docs/timm-families.md, in half an hour; with `--keep FILE` a call that was
+stopped goes on where it was. Names of families (`resnet vit_sam`) print those alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -213,19 +215,34 @@ By `python -m benchmarks.families`, torch {torch.__version__}, {date.today()}.
 """
 
 
+def kept(path: Path | None) -> dict[str, Row]:
+    """Family -> row of a file of rows, one a line; none where there is no file yet."""
+    if path is None or not path.exists():
+        return {}
+    rows = [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {found.family: found for found in rows}
+
+
 def main() -> None:
     """Print rows as they come; of all families, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*")
-    families = parser.parse_args().families
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep rows there, and go on from those it has")
+    given = parser.parse_args()
     logging.getLogger("timm").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    rows = []
-    for family in families or sorted(list_modules()):
-        rows.append(row(family))
-        print(f"{rows[-1].seconds:5.1f} s", rows[-1], flush=True)
-    if not families:
-        OUT.write_text(page(rows), encoding="utf-8")
+    rows = kept(given.keep)
+    names = given.families or sorted(list_modules())
+    for family in names:
+        if family in rows:
+            continue
+        rows[family] = row(family)
+        print(f"{rows[family].seconds:5.1f} s", rows[family], flush=True)
+        if given.keep:
+            with given.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(rows[family])) + "\n")
+    if not given.families:
+        OUT.write_text(page([rows[name] for name in names]), encoding="utf-8")
 
 
 if __name__ == "__main__":

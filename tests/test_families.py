@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 from timm.models import list_modules
 
-from benchmarks.families import KERNELS, Row, member, page, pixels, row, table
+from benchmarks.families import KERNELS, Row, kept, member, page, pixels, row, table
 
 REASONS = ("counting FLOPs", "can be sparse", "has no shape yet")
 
@@ -36,3 +40,11 @@ def test_the_harness_tells_a_member_that_trains_from_one_that_is_refused(monkeyp
     text = page([found, refused])
     assert "1 train under both" in text and text.count("| byobnet |") == 2
     assert table([Row("x", masked="no")]).endswith("| no | – |")
+
+
+def test_rows_that_were_kept_are_gone_on_from(tmp_path: Path) -> None:
+    rows = [Row("a", side=64, share=0.5), Row("b", masked="no")]
+    file = tmp_path / "rows.jsonl"
+    assert kept(None) == kept(file) == {}
+    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    assert list(kept(file).values()) == rows
