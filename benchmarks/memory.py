@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class Random(VisionTask):
 
 def task(steps: int, batch: int) -> Random:
     """The stand-in for cifar10/resnet18."""
-    values = {name: getattr(RESNET18, name) for name in RESNET18.__dataclass_fields__}
+    values = {field.name: getattr(RESNET18, field.name) for field in fields(RESNET18)}
     return Random(**values | {"recipe": replace(RESNET18.recipe, steps=steps, batch=batch)})
 
 

@@ -216,7 +216,7 @@ def test_a_healthy_method_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("task", ["digits/mlp", "digits/resnet"])
 def test_every_method_passes(task: str) -> None:
     names = [entry.name for entry in METHODS]
