@@ -30,6 +30,7 @@ from dstbench.suite.train import Training
 
 OUT = Path(__file__).parents[1] / "docs" / "timm-families.md"
 KERNELS = ("masked", "sparse")
+VERSIONS = [str(torch.__version__), timm.__version__]
 # What names of small members hold, smallest first.
 SMALL = "test_ zepto atto femto pico nano xxxs xxs xxt xx_small 050 035 b0 a0 _t0 _m0 t8 _xs mini tiny _ti_ 18 small"
 TRIED = 6  # of those that look smallest, the one of least work
@@ -216,11 +217,18 @@ By `python -m benchmarks.families`, torch {torch.__version__}, {date.today()}.
 
 
 def kept(path: Path | None) -> dict[str, Row]:
-    """Family -> row of a file of rows, one a line; none where there is no file yet."""
+    """Family -> row of a file that `keep` wrote; those of other versions of torch or timm are left out."""
     if path is None or not path.exists():
         return {}
-    rows = [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [Row(**line["row"]) for line in lines if line["versions"] == VERSIONS]
     return {found.family: found for found in rows}
+
+
+def keep(path: Path, found: Row) -> None:
+    """Add a row to the file, with the versions that made it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"versions": VERSIONS, "row": asdict(found)}) + "\n")
 
 
 def main() -> None:
@@ -239,8 +247,7 @@ def main() -> None:
         rows[family] = row(family)
         print(f"{rows[family].seconds:5.1f} s", rows[family], flush=True)
         if given.keep:
-            with given.keep.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(rows[family])) + "\n")
+            keep(given.keep, rows[family])
     if not given.families:
         OUT.write_text(page([rows[name] for name in names]), encoding="utf-8")
 

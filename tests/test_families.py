@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from timm.models import list_modules
 
-from benchmarks.families import KERNELS, Row, kept, member, page, pixels, row, table
+from benchmarks.families import KERNELS, Row, keep, kept, member, page, pixels, row, table
 
 REASONS = ("counting FLOPs", "can be sparse", "has no shape yet")
 
@@ -42,9 +40,11 @@ def test_the_harness_tells_a_member_that_trains_from_one_that_is_refused(monkeyp
     assert table([Row("x", masked="no")]).endswith("| no | – |")
 
 
-def test_rows_that_were_kept_are_gone_on_from(tmp_path: Path) -> None:
-    rows = [Row("a", side=64, share=0.5), Row("b", masked="no")]
-    file = tmp_path / "rows.jsonl"
+def test_rows_that_were_kept_are_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, file = [Row("a", side=64, share=0.5), Row("b", masked="no")], tmp_path / "rows.jsonl"
     assert kept(None) == kept(file) == {}
-    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    for found in rows:
+        keep(file, found)
     assert list(kept(file).values()) == rows
+    monkeypatch.setattr("benchmarks.families.VERSIONS", ["2.6.0", "1.0.15"])
+    assert kept(file) == {}, "rows of other versions are made again"
